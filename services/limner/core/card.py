@@ -1,0 +1,37 @@
+"""What is known of a model before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of weights that can be fetched.
+
+    `url` is http(s) or `file:`; `sha256` is lower-case hexadecimal. `size_bytes` is 0 if it isn't known.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model's name, purpose, origin and needs."""
+
+    name: str  # what requests use, such as `telea`
+    task: str  # `inpaint`, `segment`, `remove-background`, `upscale`, `generate`
+    description: str  # one or two sentences for people
+    licence: str  # of the weights, or of the algorithm's code; an SPDX id where one exists
+    source: str  # where weights or method come from: URL, package, paper
+    files: tuple[WeightFile, ...] = ()  # what `limner models pull` fetches; empty for algorithms
+    digest: str = ""  # sha256 of the weights as served; empty for algorithms
+    needs_acceptance: bool = False  # the licence isn't free: pulling asks for consent
+    tried: bool = True  # False: the URL or digest could not be tried by us
+    size_multiple: int = 1  # sides are padded to multiples of this
+    minimum_side: int = 1  # smaller pictures are padded to this
+    precisions: tuple[str, ...] = ("native",)
+    memory_estimate_bytes: int = 0  # of the loaded model
