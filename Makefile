@@ -1,0 +1,58 @@
+# Limner's commands. `make help` lists them; each one works from a new clone.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BASE ?= origin/main
+
+.PHONY: help install lock protos check-protos format check test demo serve bench clean
+
+help: ## List these commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv and install Limner, its client and the tools at the locked versions
+
+$(STAMP): pyproject.toml clients/python/pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Limner needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e clients/python -e '.[dev]'
+	@touch $(STAMP)
+
+lock: ## Choose the versions in requirements.lock anew
+	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --extra dev --no-header --no-annotate --no-emit-package limner-client pyproject.toml clients/python/pyproject.toml -o requirements.lock
+
+protos: install ## Generate the stubs in clients/python from protos/
+	tools/protos.sh generate
+
+check-protos: protos ## Generate the stubs and fail if they differ from what is committed
+	@git diff --exit-code --stat -- clients/python/limner/v1 && test -z "$$(git status --porcelain -- clients/python/limner/v1)" || { echo "the stubs are not those of protos/: run make protos and commit" >&2; exit 1; }
+
+format: install ## Format and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: install ## Lint, types, layers, the contract's style and its compatibility with $(BASE)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	tools/protos.sh lint
+	@if git rev-parse -q --verify $(BASE)^{commit} >/dev/null && git cat-file -e $(BASE):protos/limner/v1/images.proto 2>/dev/null; then tools/protos.sh breaking $(BASE); else echo "no protos at $(BASE) to compare with: compatibility not checked"; fi
+
+test: install ## Run every test
+	$(BIN)/pytest
+
+demo: install ## Erase an object from a photograph, from a click to an enlarged result in out/demo
+	$(BIN)/python examples/demo.py
+
+serve: install ## Run all services in the foreground; Ctrl-C stops them
+	$(BIN)/limner up
+
+bench: install ## Measure, and write out/bench/results.json
+	$(BIN)/python -m bench
+
+clean: ## Remove what was built here
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
