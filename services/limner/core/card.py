@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class WeightFile:
     """One file of weights that can be fetched.
 
-    `url` is http(s) or `file:`; `sha256` is lower-case hexadecimal. `size_bytes` is 0 if it isn't known.
+    `url` is http(s), `file:`, or `package:import_name/path/in/it` for weights that an optional Python package carries;
+    `sha256` is lower-case hexadecimal. `size_bytes` is 0 if it isn't known.
     """
 
     name: str
@@ -35,3 +36,4 @@ class ModelCard:
     minimum_side: int = 1  # smaller pictures are padded to this
     precisions: tuple[str, ...] = ("native",)
     memory_estimate_bytes: int = 0  # of the loaded model
+    engine: str = "opencv"  # what runs an algorithm; a network's is picked by `limner.engine.placement`

@@ -17,3 +17,4 @@ class Placement:
     precision: str  # `fp32`, `fp16`, `bf16`, `int8`; `native` for algorithms that work on the picture's own integers
     engine: str  # `onnxruntime`, `openvino`, `torch`, `opencv`, `numpy`
     reason: str  # for people
+    thread_count: int = 0  # CPU threads of one run; 0: as many as the process may use

@@ -1,0 +1,72 @@
+"""What this machine has that a network can run on: CPU instructions, CUDA devices, installed engines.
+
+Knows no model. What cannot be found out counts as absent: a wrong guess would cost a crash, a missed one only speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+"""The flags of /proc/cpuinfo that mean matrices are multiplied in bf16 by the hardware, best first."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Machine(engines={"onnxruntime", "openvino"}, cpu_flags={"avx2", "avx512_bf16"}, cuda_device_count=0)"""
+
+    engines: frozenset[str]  # `onnxruntime`, `openvino`: the ones that can be imported
+    cpu_flags: frozenset[str] = frozenset()
+    cuda_device_count: int = 0  # as the driver counts them, after CUDA_VISIBLE_DEVICES
+    onnxruntime_has_cuda: bool = False  # onnxruntime-gpu rather than onnxruntime
+
+    @property
+    def bf16_unit(self) -> str:
+        """What multiplies bf16 in this CPU, for people; empty if nothing does."""
+        return next((name for flag, name in BF16_FLAGS.items() if flag in self.cpu_flags), "")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices networks can run on, fastest first."""
+        cuda = tuple(f"cuda:{index}" for index in range(self.cuda_device_count)) if self.onnxruntime_has_cuda else ()
+        return (*cuda, "cpu")
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """Look once. onnxruntime is imported only where there is a CUDA device for it."""
+    engines = frozenset(name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name) is not None)
+    cuda_device_count = count_cuda_devices()
+    has_cuda = False
+    if cuda_device_count and "onnxruntime" in engines:
+        import onnxruntime
+
+        has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return Machine(engines, read_cpu_flags(), cuda_device_count, has_cuda)
+
+
+def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the instruction sets Linux names (x86 `flags`); nothing on other systems."""
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2] for line in lines if line.partition(":")[0].strip() == "flags")
+    return frozenset(next(flags, "").split())
+
+
+def count_cuda_devices() -> int:
+    """Ask NVIDIA's driver; 0 without one."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

@@ -1,0 +1,99 @@
+"""`limner.v1.ModelService` of one model server: the catalog as messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from limner.core.card import ModelCard
+from limner.engine.catalog import Catalog, State
+from limner.runtime.call import Work, stream
+from limner.runtime.device import Device
+from limner.runtime.job import Job
+from limner.v1 import models_pb2, models_pb2_grpc, progress_pb2
+
+STATES = {
+    State.NOT_INSTALLED: models_pb2.MODEL_STATE_NOT_INSTALLED,
+    State.INSTALLED: models_pb2.MODEL_STATE_INSTALLED,
+    State.LOADED: models_pb2.MODEL_STATE_LOADED,
+}
+
+
+class ModelServicer(models_pb2_grpc.ModelServiceServicer):
+    """Lists and describes at once; loads and unloads on the device's thread, in turn with the calls that use it."""
+
+    def __init__(self, catalog: Catalog, device: Device) -> None:
+        self._catalog = catalog
+        self._device = device
+
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.ListModelsResponse:
+        return models_pb2.ListModelsResponse(
+            models=[self._model(card) for card in self._catalog.cards(request.task or None)]
+        )
+
+    async def GetModel(
+        self, request: models_pb2.GetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.GetModelResponse:
+        return models_pb2.GetModelResponse(model=self._model(self._catalog.card(request.name)))
+
+    async def LoadModel(
+        self, request: models_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[models_pb2.LoadModelResponse]:
+        def load(job: Job, card: ModelCard) -> ModelCard:
+            with job.stage("load"):
+                self._catalog.get(card.name)
+            return card
+
+        work = self._work(self._catalog.card(request.name), load)
+        async for response in stream(context, self._device, models_pb2.LoadModelResponse, work):
+            yield response
+
+    async def UnloadModel(
+        self, request: models_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[models_pb2.UnloadModelResponse]:
+        def unload(job: Job, card: ModelCard) -> ModelCard:
+            with job.stage("unload"):
+                self._catalog.unload(card.name)
+            return card
+
+        work = self._work(self._catalog.card(request.name), unload)
+        async for response in stream(context, self._device, models_pb2.UnloadModelResponse, work):
+            yield response
+
+    def _work(self, card: ModelCard, run: Any) -> Work[ModelCard, ModelCard, models_pb2.Model]:
+        return Work(
+            decode=lambda job: card,
+            run=run,
+            encode=lambda job, card: self._model(card),
+            placement=lambda card: self._catalog.placement(card.name),
+            model=card.name,
+            digest=card.digest,
+        )
+
+    def _model(self, card: ModelCard) -> models_pb2.Model:
+        state = self._catalog.state(card.name)
+        return models_pb2.Model(
+            name=card.name,
+            task=card.task,
+            description=card.description,
+            licence=card.licence,
+            source=card.source,
+            digest=card.digest,
+            size_multiple=card.size_multiple,
+            minimum_side_px=card.minimum_side,
+            precisions=card.precisions,
+            memory_estimate_bytes=card.memory_estimate_bytes,
+            state=STATES[state],
+            placement=self._placement(card) if state is State.LOADED else None,
+            server=self._catalog.server,
+            default=self._catalog.default(card.task) == card.name,
+        )
+
+    def _placement(self, card: ModelCard) -> progress_pb2.Placement:
+        placement = self._catalog.placement(card.name)
+        return progress_pb2.Placement(
+            device=placement.device, precision=placement.precision, engine=placement.engine, reason=placement.reason
+        )
