@@ -21,7 +21,8 @@
     │   ├── ServerUnavailable   no healthy server of a kind
     │   └── Stopping            the server takes no new work
     ├── DeadlineExceeded
-    └── Cancelled
+    ├── Cancelled
+    └── InternalFault           a fault of Limner's own, as another server told it
 
 A message says what was wrong, where, and how to mend it, in one or two sentences.
 Anything else that is raised is a fault of Limner's own and reaches the caller as "internal error" with an id.
@@ -193,3 +194,12 @@ class Cancelled(LimnerError):
     """The caller ended the work."""
 
     reason = "CANCELLED"
+
+
+class InternalFault(LimnerError):
+    """A fault of Limner's own, as another server told it; metadata `error_id` is in that server's log.
+
+    Nobody raises it for a fault of their own: whatever is raised by mistake becomes one at the edge.
+    """
+
+    reason = "INTERNAL"
