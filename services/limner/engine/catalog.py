@@ -11,12 +11,12 @@ from enum import Enum
 from typing import Any, Protocol
 
 from limner.core.card import ModelCard
-from limner.core.errors import ModelNotInstalled, UnknownModel
+from limner.core.errors import BadArgument, ModelNotInstalled, UnknownModel
 from limner.core.placement import Placement
 from limner.engine.machine import Machine, this_machine
 from limner.engine.placement import check, place
 from limner.engine.store import Store, mend
-from limner.runtime.config import ServerConfig
+from limner.runtime.config import ConfigError, ServerConfig
 
 
 class ModelSource(Protocol):
@@ -38,7 +38,7 @@ class State(Enum):
 class Catalog:
     """Catalog(MODELS, defaults={"inpaint": "telea"}, server="inpaint", config=config, store=Store(root))
 
-    Raises BadArgument if the configured device or precision can't be had, UnknownModel if a default doesn't exist.
+    Raises ConfigError if the configured device or precision can't be had here, or a default doesn't exist.
     """
 
     def __init__(
@@ -59,9 +59,12 @@ class Catalog:
         self._machine = machine or this_machine()
         self._loaded: dict[str, Any] = {}
         self._lock = threading.Lock()
-        check(self._machine, config.device, config.precision)
-        for task, name in self._defaults.items():
-            self.card(name, task)
+        try:
+            check(self._machine, config.device, config.precision)
+            for task, name in self._defaults.items():
+                self.card(name, task)
+        except (BadArgument, UnknownModel) as error:
+            raise ConfigError(f"{server}: {error.message}") from error
 
     def card(self, name: str | None = None, task: str | None = None) -> ModelCard:
         """Return the card of `name`, or of the task's default if `name` is None or empty.
@@ -96,7 +99,7 @@ class Catalog:
             self._machine,
             device=config.device,
             precision=config.precision,
-            thread_count=config.thread_count,
+            thread_count=config.threads,
         )
 
     def get(self, name: str) -> Any:

@@ -11,7 +11,8 @@ from limner.engine.catalog import Catalog, State
 from limner.runtime.call import Work, stream
 from limner.runtime.device import Device
 from limner.runtime.job import Job
-from limner.v1 import models_pb2, models_pb2_grpc, progress_pb2
+from limner.runtime.messages import placement_to_proto
+from limner.v1 import models_pb2, models_pb2_grpc
 
 STATES = {
     State.NOT_INSTALLED: models_pb2.MODEL_STATE_NOT_INSTALLED,
@@ -87,13 +88,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             precisions=card.precisions,
             memory_estimate_bytes=card.memory_estimate_bytes,
             state=STATES[state],
-            placement=self._placement(card) if state is State.LOADED else None,
+            placement=placement_to_proto(self._catalog.placement(card.name)) if state is State.LOADED else None,
             server=self._catalog.server,
             default=self._catalog.default(card.task) == card.name,
-        )
-
-    def _placement(self, card: ModelCard) -> progress_pb2.Placement:
-        placement = self._catalog.placement(card.name)
-        return progress_pb2.Placement(
-            device=placement.device, precision=placement.precision, engine=placement.engine, reason=placement.reason
         )

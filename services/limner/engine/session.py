@@ -1,0 +1,144 @@
+"""Runs an ONNX network where its placement says. Knows arrays by name, not what they mean.
+
+    session = open_session(store.path(card, "model.onnx"), placement)
+    (upscaled,) = session.run({"input": batch})    # float32 NCHW in, float32 NCHW out
+
+Engines are imported when the first session is opened: a server without networks never pays for them.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from limner.core.errors import BadArgument, ModelNotInstalled, OutOfMemory
+from limner.core.placement import Placement
+from limner.runtime.cpus import cpu_count
+from numpy.typing import NDArray
+
+OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "alloc_failed", "cannot allocate memory")
+"""What the engines' messages say, in lower case, when an allocation failed."""
+
+
+class Session(ABC):
+    """An opened network. Not for two threads at once."""
+
+    input_names: list[str]
+    output_names: list[str]
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the outputs in the order of `output_names`, the caller's to keep. Raises OutOfMemory."""
+        with _allocations():
+            return self._run(inputs)
+
+    @abstractmethod
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
+
+
+def open_session(model: Path | bytes, placement: Placement, *, thread_count: int | None = None) -> Session:
+    """Open a network from its file or its bytes. `thread_count` overrules the placement's.
+
+    Raises BadArgument if the file isn't to be trusted or can't be run, OutOfMemory, and ModelNotInstalled if the device
+    of the placement turns out not to work."""
+    from limner.engine.onnx_check import check_onnx  # imports onnx, half a second
+
+    check_onnx(model)
+    threads = (placement.thread_count if thread_count is None else thread_count) or cpu_count()
+    kind = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}[placement.engine]
+    with _allocations():
+        return kind(model, placement, threads)
+
+
+class OnnxRuntimeSession(Session):
+    """ONNX Runtime on the CPU or on CUDA, fp32."""
+
+    def __init__(self, model: Path | bytes, placement: Placement, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors; they are raised as well
+        # Waiting threads sleep: the servers of one machine share its cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if placement.device != "cpu":
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from NVIDIA's Python packages, if they are there
+            # HEURISTIC: each new shape would cost EXHAUSTIVE a search of seconds.
+            settings = {"device_id": placement.device.removeprefix("cuda:"), "cudnn_conv_algo_search": "HEURISTIC"}
+            providers.insert(0, ("CUDAExecutionProvider", settings))
+        try:
+            source = model if isinstance(model, bytes) else str(model)
+            self._session = onnxruntime.InferenceSession(source, options, providers=providers)
+        except Exception as error:  # its exceptions have no common base, and no public names
+            raise _cannot_run("ONNX Runtime", error) from error
+        if placement.device != "cpu" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise ModelNotInstalled(
+                f"ONNX Runtime could not use {placement.device}: CUDA or cuDNN is missing; "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]', or set device to cpu"
+            )
+        self.input_names = [value.name for value in self._session.get_inputs()]
+        self.output_names = [value.name for value in self._session.get_outputs()]
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        return list(self._session.run(self.output_names, inputs))
+
+
+class OpenVinoSession(Session):
+    """OpenVINO on the CPU, fp32 or bf16. Inputs and outputs are what the file says, in either."""
+
+    def __init__(self, model: Path | bytes, placement: Placement, threads: int) -> None:
+        openvino = _import_openvino()
+        precision = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[placement.precision]
+        core = openvino.Core()
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            self._compiled = core.compile_model(core.read_model(model), "CPU", settings)
+        except RuntimeError as error:
+            raise _cannot_run("OpenVINO", error) from error
+        self._request = self._compiled.create_infer_request()
+        self.input_names = [port.any_name for port in self._compiled.inputs]
+        self.output_names = [port.any_name for port in self._compiled.outputs]
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        outputs = self._request.infer(inputs, share_inputs=True, share_outputs=False)
+        return [outputs[index] for index in range(len(self.output_names))]
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which otherwise reports each import to Google Analytics unasked."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # what Python knows as "not importable"
+    import openvino
+
+    return openvino
+
+
+def _cannot_run(engine: str, error: Exception) -> Exception:
+    if _is_out_of_memory(error):
+        return error
+    first_line = str(error).strip().partition("\n")[0]
+    return BadArgument(f"{engine} can't run this network: {first_line}", field="model")
+
+
+@contextmanager
+def _allocations() -> Iterator[None]:
+    """Turn an engine's failed allocation into OutOfMemory."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            "the device has not enough memory for this; use smaller pictures, tiles or batches"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in OUT_OF_MEMORY)
