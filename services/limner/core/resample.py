@@ -1,0 +1,82 @@
+"""Pictures in other sizes. Knows no model: what networks need beyond this (multiples, minimum sides) is padding."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from limner.core.geometry import Size
+from limner.core.picture import Pixels
+
+Method = Literal["lanczos", "area", "cubic", "linear"]
+
+# All of them are convolutions whose kernel widens when the picture becomes smaller, so that nothing aliases.
+_KERNELS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "area": Image.Resampling.BOX,
+    "cubic": Image.Resampling.BICUBIC,
+    "linear": Image.Resampling.BILINEAR,
+}
+
+
+def resize(pixels: Pixels, size: Size, *, method: Method) -> Pixels:
+    """Return `pixels`, (height, width, 1 to 4) uint8 or uint16, in another size: clipped, rounded, of the same dtype.
+
+    The second of 2 channels and the fourth of 4 are alpha: colours are weighted by it, so that those of invisible
+    pixels don't shine through. `area` is the mean of what a pixel covers, the best there is for making smaller.
+    """
+    height, width, channels = pixels.shape
+    if size == Size(width, height):
+        return pixels.copy()
+    if pixels.dtype == np.uint8 and channels == 3:
+        return np.array(Image.fromarray(pixels).resize((size.width, size.height), _KERNELS[method]))
+    maximum = np.iinfo(pixels.dtype).max
+    resized = np.empty((size.height, size.width, channels), pixels.dtype)
+    alpha = pixels[:, :, -1].astype(np.float32) if channels in (2, 4) else None
+    if alpha is None or alpha.min() == alpha.max():
+        for channel in range(channels):
+            resized[:, :, channel] = _whole(_resize_plane(pixels[:, :, channel], size, method), maximum)
+        return resized
+    new_alpha = np.clip(_resize_plane(alpha, size, method), 0, maximum)
+    resized[:, :, -1] = _whole(new_alpha, maximum)
+    for channel in range(channels - 1):
+        weighted = _resize_plane(pixels[:, :, channel] * (alpha / maximum), size, method)
+        straight = np.divide(weighted * maximum, new_alpha, out=np.zeros_like(weighted), where=new_alpha > 0)
+        resized[:, :, channel] = _whole(straight, maximum)
+    return resized
+
+
+def _resize_plane(plane: NDArray[Any], size: Size, method: Method) -> NDArray[np.float32]:
+    """Resample (height, width) of any dtype in floats; kernels with negative lobes overshoot."""
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(image.resize((size.width, size.height), _KERNELS[method]))
+
+
+def _whole(plane: NDArray[np.float32], maximum: int) -> NDArray[np.float32]:
+    """Clip and round, so that the cast that follows neither wraps nor truncates."""
+    return np.rint(np.clip(plane, 0, maximum))
+
+
+def pad_reflect(pixels: NDArray[Any], size: Size) -> NDArray[Any]:
+    """Return (height, width, ...) padded to `size` at the right and bottom with its mirror image, which has no seam.
+
+    The mirror is repeated where the padding is larger than the picture; one pixel is repeated as it is.
+    """
+    height, width = pixels.shape[:2]
+    if size.width < width or size.height < height:
+        raise ValueError(f"{width} × {height} cannot be padded to {size.width} × {size.height}")
+    if size == Size(width, height):
+        return pixels.copy()
+    return np.take(np.take(pixels, _mirror(height, size.height), axis=0), _mirror(width, size.width), axis=1)
+
+
+def _mirror(length: int, wanted: int) -> NDArray[np.intp]:
+    """Return indices 0 1 2 3 2 1 0 1 ..., the edge not doubled."""
+    if length == 1:
+        return np.zeros(wanted, np.intp)
+    period = 2 * (length - 1)
+    index = np.arange(wanted) % period
+    return np.minimum(index, period - index)
