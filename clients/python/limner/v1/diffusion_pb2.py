@@ -27,7 +27,7 @@ from limner.v1 import images_pb2 as limner_dot_v1_dot_images__pb2
 from limner.v1 import progress_pb2 as limner_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19limner/v1/diffusion.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\x8a\x01\n\x0fGenerateRequest\x12\x14\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x31\n\x07options\x18\x02 \x01(\x0b\x32\x1a.limner.v1.GenerateOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"\xb0\x02\n\x0fGenerateOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1d\n\x0fnegative_prompt\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\x08width_px\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1c\n\theight_px\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x1d\n\nstep_count\x18\x05 \x01(\rB\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12!\n\x0eguidance_scale\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x17\n\x04seed\x18\x07 \x01(\x04\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x42\x08\n\x06_modelB\x0b\n\t_width_pxB\x0c\n\n_height_pxB\r\n\x0b_step_countB\x11\n\x0f_guidance_scaleB\x07\n\x05_seed\"\x8d\x02\n\x10GenerateResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12+\n\x06result\x18\x05 \x01(\x0b\x32\x19.limner.v1.GenerateResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"1\n\x0eGenerateResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image2Y\n\x10\x44iffusionService\x12\x45\n\x08Generate\x12\x1a.limner.v1.GenerateRequest\x1a\x1b.limner.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19limner/v1/diffusion.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\xa2\x01\n\x0fGenerateRequest\x12\x14\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x31\n\x07options\x18\x02 \x01(\x0b\x32\x1a.limner.v1.GenerateOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xb0\x02\n\x0fGenerateOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1d\n\x0fnegative_prompt\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\x08width_px\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1c\n\theight_px\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x1d\n\nstep_count\x18\x05 \x01(\rB\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12!\n\x0eguidance_scale\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x17\n\x04seed\x18\x07 \x01(\x04\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x42\x08\n\x06_modelB\x0b\n\t_width_pxB\x0c\n\n_height_pxB\r\n\x0b_step_countB\x11\n\x0f_guidance_scaleB\x07\n\x05_seed\"\x8d\x02\n\x10GenerateResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12+\n\x06result\x18\x05 \x01(\x0b\x32\x19.limner.v1.GenerateResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"1\n\x0eGenerateResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image2Y\n\x10\x44iffusionService\x12\x45\n\x08Generate\x12\x1a.limner.v1.GenerateRequest\x1a\x1b.limner.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST'].fields_by_name['options']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEREQUEST'].fields_by_name['output']._loaded_options = None
   _globals['_GENERATEREQUEST'].fields_by_name['output']._serialized_options = b'\342A\001\001'
+  _globals['_GENERATEREQUEST'].fields_by_name['previews']._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['previews']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEOPTIONS'].fields_by_name['model']._loaded_options = None
   _globals['_GENERATEOPTIONS'].fields_by_name['model']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEOPTIONS'].fields_by_name['negative_prompt']._loaded_options = None
@@ -55,13 +57,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEOPTIONS'].fields_by_name['seed']._loaded_options = None
   _globals['_GENERATEOPTIONS'].fields_by_name['seed']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEREQUEST']._serialized_start=124
-  _globals['_GENERATEREQUEST']._serialized_end=262
-  _globals['_GENERATEOPTIONS']._serialized_start=265
-  _globals['_GENERATEOPTIONS']._serialized_end=569
-  _globals['_GENERATERESPONSE']._serialized_start=572
-  _globals['_GENERATERESPONSE']._serialized_end=841
-  _globals['_GENERATERESULT']._serialized_start=843
-  _globals['_GENERATERESULT']._serialized_end=892
-  _globals['_DIFFUSIONSERVICE']._serialized_start=894
-  _globals['_DIFFUSIONSERVICE']._serialized_end=983
+  _globals['_GENERATEREQUEST']._serialized_end=286
+  _globals['_GENERATEOPTIONS']._serialized_start=289
+  _globals['_GENERATEOPTIONS']._serialized_end=593
+  _globals['_GENERATERESPONSE']._serialized_start=596
+  _globals['_GENERATERESPONSE']._serialized_end=865
+  _globals['_GENERATERESULT']._serialized_start=867
+  _globals['_GENERATERESULT']._serialized_end=916
+  _globals['_DIFFUSIONSERVICE']._serialized_start=918
+  _globals['_DIFFUSIONSERVICE']._serialized_end=1007
 # @@protoc_insertion_point(module_scope)

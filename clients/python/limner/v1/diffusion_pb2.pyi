@@ -27,8 +27,11 @@ class GenerateRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    PREVIEWS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """What the picture shows."""
+    previews: _builtins.bool
+    """Send previews where the model makes any. Default: none."""
     @_builtins.property
     def options(self) -> Global___GenerateOptions:
         """How to make it."""
@@ -43,10 +46,11 @@ class GenerateRequest(_message.Message):
         prompt: _builtins.str = ...,
         options: Global___GenerateOptions | None = ...,
         output: _images_pb2.OutputOptions | None = ...,
+        previews: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "output", b"output", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "output", b"output", "previews", b"previews", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

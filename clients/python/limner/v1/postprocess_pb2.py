@@ -27,7 +27,7 @@ from limner.v1 import images_pb2 as limner_dot_v1_dot_images__pb2
 from limner.v1 import progress_pb2 as limner_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blimner/v1/postprocess.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\x99\x01\n\x0eUpscaleRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.UpscaleOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"X\n\x0eUpscaleOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\x05scale\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x08\n\x06_scale\"\x8b\x02\n\x0fUpscaleResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.limner.v1.UpscaleResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\rUpscaleResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\"\x9b\x01\n\x0f\x45\x64itMaskRequest\x12%\n\x05masks\x18\x01 \x03(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x31\n\x07options\x18\x02 \x01(\x0b\x32\x1a.limner.v1.EditMaskOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"|\n\x0f\x45\x64itMaskOptions\x12\x35\n\x0b\x63ombination\x18\x01 \x01(\x0e\x32\x1a.limner.v1.MaskCombinationB\x04\xe2\x41\x01\x01\x12\x32\n\noperations\x18\x02 \x03(\x0b\x32\x18.limner.v1.MaskOperationB\x04\xe2\x41\x01\x01\"\xed\x01\n\rMaskOperation\x12-\n\tthreshold\x18\x01 \x01(\x0b\x32\x18.limner.v1.ThresholdMaskH\x00\x12#\n\x04grow\x18\x02 \x01(\x0b\x32\x13.limner.v1.GrowMaskH\x00\x12\'\n\x06shrink\x18\x03 \x01(\x0b\x32\x15.limner.v1.ShrinkMaskH\x00\x12)\n\x07\x66\x65\x61ther\x18\x04 \x01(\x0b\x32\x16.limner.v1.FeatherMaskH\x00\x12\'\n\x06invert\x18\x05 \x01(\x0b\x32\x15.limner.v1.InvertMaskH\x00\x42\x0b\n\toperation\"3\n\rThresholdMask\x12\x18\n\x05level\x18\x01 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_level\"#\n\x08GrowMask\x12\x17\n\tradius_px\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"%\n\nShrinkMask\x12\x17\n\tradius_px\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"&\n\x0b\x46\x65\x61therMask\x12\x17\n\tradius_px\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"\x0c\n\nInvertMask\"\xe6\x01\n\x10\x45\x64itMaskResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12+\n\x06result\x18\x04 \x01(\x0b\x32\x19.limner.v1.EditMaskResultH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\x0e\x45\x64itMaskResult\x12\x1e\n\x04mask\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\"g\n\x0e\x43onvertRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12.\n\x06output\x18\x02 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"\xe4\x01\n\x0f\x43onvertResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x18.limner.v1.ConvertResultH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\rConvertResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image*\x93\x01\n\x0fMaskCombination\x12 \n\x1cMASK_COMBINATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16MASK_COMBINATION_UNION\x10\x01\x12!\n\x1dMASK_COMBINATION_INTERSECTION\x10\x02\x12\x1f\n\x1bMASK_COMBINATION_DIFFERENCE\x10\x03\x32\xe3\x01\n\x12PostprocessService\x12\x42\n\x07Upscale\x12\x19.limner.v1.UpscaleRequest\x1a\x1a.limner.v1.UpscaleResponse0\x01\x12\x45\n\x08\x45\x64itMask\x12\x1a.limner.v1.EditMaskRequest\x1a\x1b.limner.v1.EditMaskResponse0\x01\x12\x42\n\x07\x43onvert\x12\x19.limner.v1.ConvertRequest\x1a\x1a.limner.v1.ConvertResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blimner/v1/postprocess.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\xb1\x01\n\x0eUpscaleRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.UpscaleOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"X\n\x0eUpscaleOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\x05scale\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x08\n\x06_scale\"\x8b\x02\n\x0fUpscaleResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.limner.v1.UpscaleResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\rUpscaleResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\"\x9b\x01\n\x0f\x45\x64itMaskRequest\x12%\n\x05masks\x18\x01 \x03(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x31\n\x07options\x18\x02 \x01(\x0b\x32\x1a.limner.v1.EditMaskOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"|\n\x0f\x45\x64itMaskOptions\x12\x35\n\x0b\x63ombination\x18\x01 \x01(\x0e\x32\x1a.limner.v1.MaskCombinationB\x04\xe2\x41\x01\x01\x12\x32\n\noperations\x18\x02 \x03(\x0b\x32\x18.limner.v1.MaskOperationB\x04\xe2\x41\x01\x01\"\xed\x01\n\rMaskOperation\x12-\n\tthreshold\x18\x01 \x01(\x0b\x32\x18.limner.v1.ThresholdMaskH\x00\x12#\n\x04grow\x18\x02 \x01(\x0b\x32\x13.limner.v1.GrowMaskH\x00\x12\'\n\x06shrink\x18\x03 \x01(\x0b\x32\x15.limner.v1.ShrinkMaskH\x00\x12)\n\x07\x66\x65\x61ther\x18\x04 \x01(\x0b\x32\x16.limner.v1.FeatherMaskH\x00\x12\'\n\x06invert\x18\x05 \x01(\x0b\x32\x15.limner.v1.InvertMaskH\x00\x42\x0b\n\toperation\"3\n\rThresholdMask\x12\x18\n\x05level\x18\x01 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_level\"#\n\x08GrowMask\x12\x17\n\tradius_px\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"%\n\nShrinkMask\x12\x17\n\tradius_px\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"&\n\x0b\x46\x65\x61therMask\x12\x17\n\tradius_px\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"\x0c\n\nInvertMask\"\xe6\x01\n\x10\x45\x64itMaskResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12+\n\x06result\x18\x04 \x01(\x0b\x32\x19.limner.v1.EditMaskResultH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\x0e\x45\x64itMaskResult\x12\x1e\n\x04mask\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\"g\n\x0e\x43onvertRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12.\n\x06output\x18\x02 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"\xe4\x01\n\x0f\x43onvertResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x18.limner.v1.ConvertResultH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\rConvertResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image*\x93\x01\n\x0fMaskCombination\x12 \n\x1cMASK_COMBINATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16MASK_COMBINATION_UNION\x10\x01\x12!\n\x1dMASK_COMBINATION_INTERSECTION\x10\x02\x12\x1f\n\x1bMASK_COMBINATION_DIFFERENCE\x10\x03\x32\xe3\x01\n\x12PostprocessService\x12\x42\n\x07Upscale\x12\x19.limner.v1.UpscaleRequest\x1a\x1a.limner.v1.UpscaleResponse0\x01\x12\x45\n\x08\x45\x64itMask\x12\x1a.limner.v1.EditMaskRequest\x1a\x1b.limner.v1.EditMaskResponse0\x01\x12\x42\n\x07\x43onvert\x12\x19.limner.v1.ConvertRequest\x1a\x1a.limner.v1.ConvertResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPSCALEREQUEST'].fields_by_name['options']._serialized_options = b'\342A\001\001'
   _globals['_UPSCALEREQUEST'].fields_by_name['output']._loaded_options = None
   _globals['_UPSCALEREQUEST'].fields_by_name['output']._serialized_options = b'\342A\001\001'
+  _globals['_UPSCALEREQUEST'].fields_by_name['previews']._loaded_options = None
+  _globals['_UPSCALEREQUEST'].fields_by_name['previews']._serialized_options = b'\342A\001\001'
   _globals['_UPSCALEOPTIONS'].fields_by_name['model']._loaded_options = None
   _globals['_UPSCALEOPTIONS'].fields_by_name['model']._serialized_options = b'\342A\001\001'
   _globals['_UPSCALEOPTIONS'].fields_by_name['scale']._loaded_options = None
@@ -66,42 +68,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERTREQUEST'].fields_by_name['image']._serialized_options = b'\342A\001\002'
   _globals['_CONVERTREQUEST'].fields_by_name['output']._loaded_options = None
   _globals['_CONVERTREQUEST'].fields_by_name['output']._serialized_options = b'\342A\001\001'
-  _globals['_MASKCOMBINATION']._serialized_start=2068
-  _globals['_MASKCOMBINATION']._serialized_end=2215
+  _globals['_MASKCOMBINATION']._serialized_start=2092
+  _globals['_MASKCOMBINATION']._serialized_end=2239
   _globals['_UPSCALEREQUEST']._serialized_start=126
-  _globals['_UPSCALEREQUEST']._serialized_end=279
-  _globals['_UPSCALEOPTIONS']._serialized_start=281
-  _globals['_UPSCALEOPTIONS']._serialized_end=369
-  _globals['_UPSCALERESPONSE']._serialized_start=372
-  _globals['_UPSCALERESPONSE']._serialized_end=639
-  _globals['_UPSCALERESULT']._serialized_start=641
-  _globals['_UPSCALERESULT']._serialized_end=689
-  _globals['_EDITMASKREQUEST']._serialized_start=692
-  _globals['_EDITMASKREQUEST']._serialized_end=847
-  _globals['_EDITMASKOPTIONS']._serialized_start=849
-  _globals['_EDITMASKOPTIONS']._serialized_end=973
-  _globals['_MASKOPERATION']._serialized_start=976
-  _globals['_MASKOPERATION']._serialized_end=1213
-  _globals['_THRESHOLDMASK']._serialized_start=1215
-  _globals['_THRESHOLDMASK']._serialized_end=1266
-  _globals['_GROWMASK']._serialized_start=1268
-  _globals['_GROWMASK']._serialized_end=1303
-  _globals['_SHRINKMASK']._serialized_start=1305
-  _globals['_SHRINKMASK']._serialized_end=1342
-  _globals['_FEATHERMASK']._serialized_start=1344
-  _globals['_FEATHERMASK']._serialized_end=1382
-  _globals['_INVERTMASK']._serialized_start=1384
-  _globals['_INVERTMASK']._serialized_end=1396
-  _globals['_EDITMASKRESPONSE']._serialized_start=1399
-  _globals['_EDITMASKRESPONSE']._serialized_end=1629
-  _globals['_EDITMASKRESULT']._serialized_start=1631
-  _globals['_EDITMASKRESULT']._serialized_end=1679
-  _globals['_CONVERTREQUEST']._serialized_start=1681
-  _globals['_CONVERTREQUEST']._serialized_end=1784
-  _globals['_CONVERTRESPONSE']._serialized_start=1787
-  _globals['_CONVERTRESPONSE']._serialized_end=2015
-  _globals['_CONVERTRESULT']._serialized_start=2017
-  _globals['_CONVERTRESULT']._serialized_end=2065
-  _globals['_POSTPROCESSSERVICE']._serialized_start=2218
-  _globals['_POSTPROCESSSERVICE']._serialized_end=2445
+  _globals['_UPSCALEREQUEST']._serialized_end=303
+  _globals['_UPSCALEOPTIONS']._serialized_start=305
+  _globals['_UPSCALEOPTIONS']._serialized_end=393
+  _globals['_UPSCALERESPONSE']._serialized_start=396
+  _globals['_UPSCALERESPONSE']._serialized_end=663
+  _globals['_UPSCALERESULT']._serialized_start=665
+  _globals['_UPSCALERESULT']._serialized_end=713
+  _globals['_EDITMASKREQUEST']._serialized_start=716
+  _globals['_EDITMASKREQUEST']._serialized_end=871
+  _globals['_EDITMASKOPTIONS']._serialized_start=873
+  _globals['_EDITMASKOPTIONS']._serialized_end=997
+  _globals['_MASKOPERATION']._serialized_start=1000
+  _globals['_MASKOPERATION']._serialized_end=1237
+  _globals['_THRESHOLDMASK']._serialized_start=1239
+  _globals['_THRESHOLDMASK']._serialized_end=1290
+  _globals['_GROWMASK']._serialized_start=1292
+  _globals['_GROWMASK']._serialized_end=1327
+  _globals['_SHRINKMASK']._serialized_start=1329
+  _globals['_SHRINKMASK']._serialized_end=1366
+  _globals['_FEATHERMASK']._serialized_start=1368
+  _globals['_FEATHERMASK']._serialized_end=1406
+  _globals['_INVERTMASK']._serialized_start=1408
+  _globals['_INVERTMASK']._serialized_end=1420
+  _globals['_EDITMASKRESPONSE']._serialized_start=1423
+  _globals['_EDITMASKRESPONSE']._serialized_end=1653
+  _globals['_EDITMASKRESULT']._serialized_start=1655
+  _globals['_EDITMASKRESULT']._serialized_end=1703
+  _globals['_CONVERTREQUEST']._serialized_start=1705
+  _globals['_CONVERTREQUEST']._serialized_end=1808
+  _globals['_CONVERTRESPONSE']._serialized_start=1811
+  _globals['_CONVERTRESPONSE']._serialized_end=2039
+  _globals['_CONVERTRESULT']._serialized_start=2041
+  _globals['_CONVERTRESULT']._serialized_end=2089
+  _globals['_POSTPROCESSSERVICE']._serialized_start=2242
+  _globals['_POSTPROCESSSERVICE']._serialized_end=2469
 # @@protoc_insertion_point(module_scope)

@@ -58,6 +58,9 @@ class UpscaleRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    PREVIEWS_FIELD_NUMBER: _builtins.int
+    previews: _builtins.bool
+    """Send previews where the model makes any. Default: none."""
     @_builtins.property
     def image(self) -> _images_pb2.Image:
         """The picture."""
@@ -76,10 +79,11 @@ class UpscaleRequest(_message.Message):
         image: _images_pb2.Image | None = ...,
         options: Global___UpscaleOptions | None = ...,
         output: _images_pb2.OutputOptions | None = ...,
+        previews: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "options", b"options", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "options", b"options", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "options", b"options", "output", b"output", "previews", b"previews"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

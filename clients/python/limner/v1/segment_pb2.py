@@ -27,7 +27,7 @@ from limner.v1 import images_pb2 as limner_dot_v1_dot_images__pb2
 from limner.v1 import progress_pb2 as limner_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/segment.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\x99\x01\n\x0eSegmentRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.SegmentOptionsB\x04\xe2\x41\x01\x02\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"\x81\x01\n\x0eSegmentOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12&\n\x06\x63licks\x18\x02 \x03(\x0b\x32\x10.limner.v1.ClickB\x04\xe2\x41\x01\x01\x12#\n\x05\x62oxes\x18\x03 \x03(\x0b\x32\x0e.limner.v1.BoxB\x04\xe2\x41\x01\x01\x42\x08\n\x06_model\"[\n\x05\x43lick\x12\x12\n\x04x_px\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04y_px\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12*\n\x05label\x18\x03 \x01(\x0e\x32\x15.limner.v1.ClickLabelB\x04\xe2\x41\x01\x01\"\x8b\x02\n\x0fSegmentResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.limner.v1.SegmentResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x87\x01\n\rSegmentResult\x12\x1e\n\x04mask\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\x12\x12\n\x05score\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x06\x62ounds\x18\x03 \x01(\x0b\x32\x0e.limner.v1.Box\x12\x18\n\x10\x65mbedding_cached\x18\x04 \x01(\x08\x42\x08\n\x06_score\"Y\n\x0c\x45mbedRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x18\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_model\"\xe0\x01\n\rEmbedResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12(\n\x06result\x18\x04 \x01(\x0b\x32\x16.limner.v1.EmbedResultH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Q\n\x0b\x45mbedResult\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x65mbedding_cached\x18\x03 \x01(\x08\"\xab\x01\n\x17RemoveBackgroundRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x39\n\x07options\x18\x02 \x01(\x0b\x32\".limner.v1.RemoveBackgroundOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\"p\n\x17RemoveBackgroundOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x31\n\x06result\x18\x02 \x01(\x0e\x32\x1b.limner.v1.BackgroundOutputB\x04\xe2\x41\x01\x01\x42\x08\n\x06_model\"\x9d\x02\n\x18RemoveBackgroundResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12\x33\n\x06result\x18\x05 \x01(\x0b\x32!.limner.v1.RemoveBackgroundResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"9\n\x16RemoveBackgroundResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image*]\n\nClickLabel\x12\x1b\n\x17\x43LICK_LABEL_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LICK_LABEL_POSITIVE\x10\x01\x12\x18\n\x14\x43LICK_LABEL_NEGATIVE\x10\x02*o\n\x10\x42\x61\x63kgroundOutput\x12!\n\x1d\x42\x41\x43KGROUND_OUTPUT_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x42\x41\x43KGROUND_OUTPUT_CUTOUT\x10\x01\x12\x1a\n\x16\x42\x41\x43KGROUND_OUTPUT_MASK\x10\x02\x32\xf1\x01\n\x0eSegmentService\x12\x42\n\x07Segment\x12\x19.limner.v1.SegmentRequest\x1a\x1a.limner.v1.SegmentResponse0\x01\x12<\n\x05\x45mbed\x12\x17.limner.v1.EmbedRequest\x1a\x18.limner.v1.EmbedResponse0\x01\x12]\n\x10RemoveBackground\x12\".limner.v1.RemoveBackgroundRequest\x1a#.limner.v1.RemoveBackgroundResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/segment.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\xb1\x01\n\x0eSegmentRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.SegmentOptionsB\x04\xe2\x41\x01\x02\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x81\x01\n\x0eSegmentOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12&\n\x06\x63licks\x18\x02 \x03(\x0b\x32\x10.limner.v1.ClickB\x04\xe2\x41\x01\x01\x12#\n\x05\x62oxes\x18\x03 \x03(\x0b\x32\x0e.limner.v1.BoxB\x04\xe2\x41\x01\x01\x42\x08\n\x06_model\"[\n\x05\x43lick\x12\x12\n\x04x_px\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04y_px\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12*\n\x05label\x18\x03 \x01(\x0e\x32\x15.limner.v1.ClickLabelB\x04\xe2\x41\x01\x01\"\x8b\x02\n\x0fSegmentResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.limner.v1.SegmentResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x87\x01\n\rSegmentResult\x12\x1e\n\x04mask\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\x12\x12\n\x05score\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x06\x62ounds\x18\x03 \x01(\x0b\x32\x0e.limner.v1.Box\x12\x18\n\x10\x65mbedding_cached\x18\x04 \x01(\x08\x42\x08\n\x06_score\"Y\n\x0c\x45mbedRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x18\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_model\"\xe0\x01\n\rEmbedResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12(\n\x06result\x18\x04 \x01(\x0b\x32\x16.limner.v1.EmbedResultH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Q\n\x0b\x45mbedResult\x12\x14\n\x0c\x65mbedding_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x65mbedding_cached\x18\x03 \x01(\x08\"\xc3\x01\n\x17RemoveBackgroundRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x39\n\x07options\x18\x02 \x01(\x0b\x32\".limner.v1.RemoveBackgroundOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"p\n\x17RemoveBackgroundOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x31\n\x06result\x18\x02 \x01(\x0e\x32\x1b.limner.v1.BackgroundOutputB\x04\xe2\x41\x01\x01\x42\x08\n\x06_model\"\x9d\x02\n\x18RemoveBackgroundResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12\x33\n\x06result\x18\x05 \x01(\x0b\x32!.limner.v1.RemoveBackgroundResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"9\n\x16RemoveBackgroundResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image*]\n\nClickLabel\x12\x1b\n\x17\x43LICK_LABEL_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LICK_LABEL_POSITIVE\x10\x01\x12\x18\n\x14\x43LICK_LABEL_NEGATIVE\x10\x02*o\n\x10\x42\x61\x63kgroundOutput\x12!\n\x1d\x42\x41\x43KGROUND_OUTPUT_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x42\x41\x43KGROUND_OUTPUT_CUTOUT\x10\x01\x12\x1a\n\x16\x42\x41\x43KGROUND_OUTPUT_MASK\x10\x02\x32\xf1\x01\n\x0eSegmentService\x12\x42\n\x07Segment\x12\x19.limner.v1.SegmentRequest\x1a\x1a.limner.v1.SegmentResponse0\x01\x12<\n\x05\x45mbed\x12\x17.limner.v1.EmbedRequest\x1a\x18.limner.v1.EmbedResponse0\x01\x12]\n\x10RemoveBackground\x12\".limner.v1.RemoveBackgroundRequest\x1a#.limner.v1.RemoveBackgroundResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEGMENTREQUEST'].fields_by_name['options']._serialized_options = b'\342A\001\002'
   _globals['_SEGMENTREQUEST'].fields_by_name['output']._loaded_options = None
   _globals['_SEGMENTREQUEST'].fields_by_name['output']._serialized_options = b'\342A\001\001'
+  _globals['_SEGMENTREQUEST'].fields_by_name['previews']._loaded_options = None
+  _globals['_SEGMENTREQUEST'].fields_by_name['previews']._serialized_options = b'\342A\001\001'
   _globals['_SEGMENTOPTIONS'].fields_by_name['model']._loaded_options = None
   _globals['_SEGMENTOPTIONS'].fields_by_name['model']._serialized_options = b'\342A\001\001'
   _globals['_SEGMENTOPTIONS'].fields_by_name['clicks']._loaded_options = None
@@ -62,38 +64,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEBACKGROUNDREQUEST'].fields_by_name['options']._serialized_options = b'\342A\001\001'
   _globals['_REMOVEBACKGROUNDREQUEST'].fields_by_name['output']._loaded_options = None
   _globals['_REMOVEBACKGROUNDREQUEST'].fields_by_name['output']._serialized_options = b'\342A\001\001'
+  _globals['_REMOVEBACKGROUNDREQUEST'].fields_by_name['previews']._loaded_options = None
+  _globals['_REMOVEBACKGROUNDREQUEST'].fields_by_name['previews']._serialized_options = b'\342A\001\001'
   _globals['_REMOVEBACKGROUNDOPTIONS'].fields_by_name['model']._loaded_options = None
   _globals['_REMOVEBACKGROUNDOPTIONS'].fields_by_name['model']._serialized_options = b'\342A\001\001'
   _globals['_REMOVEBACKGROUNDOPTIONS'].fields_by_name['result']._loaded_options = None
   _globals['_REMOVEBACKGROUNDOPTIONS'].fields_by_name['result']._serialized_options = b'\342A\001\001'
-  _globals['_CLICKLABEL']._serialized_start=1946
-  _globals['_CLICKLABEL']._serialized_end=2039
-  _globals['_BACKGROUNDOUTPUT']._serialized_start=2041
-  _globals['_BACKGROUNDOUTPUT']._serialized_end=2152
+  _globals['_CLICKLABEL']._serialized_start=1994
+  _globals['_CLICKLABEL']._serialized_end=2087
+  _globals['_BACKGROUNDOUTPUT']._serialized_start=2089
+  _globals['_BACKGROUNDOUTPUT']._serialized_end=2200
   _globals['_SEGMENTREQUEST']._serialized_start=122
-  _globals['_SEGMENTREQUEST']._serialized_end=275
-  _globals['_SEGMENTOPTIONS']._serialized_start=278
-  _globals['_SEGMENTOPTIONS']._serialized_end=407
-  _globals['_CLICK']._serialized_start=409
-  _globals['_CLICK']._serialized_end=500
-  _globals['_SEGMENTRESPONSE']._serialized_start=503
-  _globals['_SEGMENTRESPONSE']._serialized_end=770
-  _globals['_SEGMENTRESULT']._serialized_start=773
-  _globals['_SEGMENTRESULT']._serialized_end=908
-  _globals['_EMBEDREQUEST']._serialized_start=910
-  _globals['_EMBEDREQUEST']._serialized_end=999
-  _globals['_EMBEDRESPONSE']._serialized_start=1002
-  _globals['_EMBEDRESPONSE']._serialized_end=1226
-  _globals['_EMBEDRESULT']._serialized_start=1228
-  _globals['_EMBEDRESULT']._serialized_end=1309
-  _globals['_REMOVEBACKGROUNDREQUEST']._serialized_start=1312
-  _globals['_REMOVEBACKGROUNDREQUEST']._serialized_end=1483
-  _globals['_REMOVEBACKGROUNDOPTIONS']._serialized_start=1485
-  _globals['_REMOVEBACKGROUNDOPTIONS']._serialized_end=1597
-  _globals['_REMOVEBACKGROUNDRESPONSE']._serialized_start=1600
-  _globals['_REMOVEBACKGROUNDRESPONSE']._serialized_end=1885
-  _globals['_REMOVEBACKGROUNDRESULT']._serialized_start=1887
-  _globals['_REMOVEBACKGROUNDRESULT']._serialized_end=1944
-  _globals['_SEGMENTSERVICE']._serialized_start=2155
-  _globals['_SEGMENTSERVICE']._serialized_end=2396
+  _globals['_SEGMENTREQUEST']._serialized_end=299
+  _globals['_SEGMENTOPTIONS']._serialized_start=302
+  _globals['_SEGMENTOPTIONS']._serialized_end=431
+  _globals['_CLICK']._serialized_start=433
+  _globals['_CLICK']._serialized_end=524
+  _globals['_SEGMENTRESPONSE']._serialized_start=527
+  _globals['_SEGMENTRESPONSE']._serialized_end=794
+  _globals['_SEGMENTRESULT']._serialized_start=797
+  _globals['_SEGMENTRESULT']._serialized_end=932
+  _globals['_EMBEDREQUEST']._serialized_start=934
+  _globals['_EMBEDREQUEST']._serialized_end=1023
+  _globals['_EMBEDRESPONSE']._serialized_start=1026
+  _globals['_EMBEDRESPONSE']._serialized_end=1250
+  _globals['_EMBEDRESULT']._serialized_start=1252
+  _globals['_EMBEDRESULT']._serialized_end=1333
+  _globals['_REMOVEBACKGROUNDREQUEST']._serialized_start=1336
+  _globals['_REMOVEBACKGROUNDREQUEST']._serialized_end=1531
+  _globals['_REMOVEBACKGROUNDOPTIONS']._serialized_start=1533
+  _globals['_REMOVEBACKGROUNDOPTIONS']._serialized_end=1645
+  _globals['_REMOVEBACKGROUNDRESPONSE']._serialized_start=1648
+  _globals['_REMOVEBACKGROUNDRESPONSE']._serialized_end=1933
+  _globals['_REMOVEBACKGROUNDRESULT']._serialized_start=1935
+  _globals['_REMOVEBACKGROUNDRESULT']._serialized_end=1992
+  _globals['_SEGMENTSERVICE']._serialized_start=2203
+  _globals['_SEGMENTSERVICE']._serialized_end=2444
 # @@protoc_insertion_point(module_scope)
