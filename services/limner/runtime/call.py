@@ -1,0 +1,234 @@
+"""One model call from admission to its last event.
+
+    async def Inpaint(self, request, context):
+        async for response in stream(context, self._device, InpaintResponse, self._work(request)):
+            yield response
+
+Decoding and encoding happen on helper threads, the work itself on the device's thread, and what is to be told goes
+through a mailbox of one slot an event: a reader that is slow misses progress and never holds up the device. Knows
+nothing of pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from limner.core.errors import DeadlineExceeded
+from limner.core.placement import Placement
+from limner.core.seed import draw_seed
+from limner.runtime.device import Device, Ticket
+from limner.runtime.job import Job, Timing
+from limner.runtime.messages import duration, placement_to_proto
+from limner.runtime.telemetry import PREVIEWS_KEY, tracer
+from limner.v1 import progress_pb2
+
+Input = TypeVar("Input")  # what decode makes of the request
+Output = TypeVar("Output")  # what the device makes of that
+R = TypeVar("R", bound=Message)  # the typed result message
+M = TypeVar("M", bound=Message)  # the stream's response message
+
+
+@dataclass(frozen=True)
+class Work(Generic[Input, Output, R]):
+    """What a call does, in three parts on three kinds of threads."""
+
+    decode: Callable[[Job], Input]  # on a helper thread
+    run: Callable[[Job, Input], Output]  # on the device's thread, alone
+    encode: Callable[[Job, Output], R]  # on a helper thread; returns the `result` of the response
+    placement: Callable[[Input], Placement]  # for Started; called right after decode, on the same thread
+    model: str = ""
+    digest: str = ""
+
+
+async def stream(
+    context: grpc.aio.ServicerContext[Any, Any],
+    device: Device,
+    response_type: type[M],
+    work: Work[Input, Output, R],
+    *,
+    seed: int | None = None,
+) -> AsyncIterator[M]:
+    """Yield the call's events as `response_type`: Queued, Started, Progress and Preview, the result, Finished.
+
+    Raises Overloaded, Stopping or DeadlineExceeded before the first event if the call cannot be taken, and later
+    whatever the work raises. If the generator is closed, the call is over: the place in the line is given up, and work
+    that runs ends at its next check. A `seed` of None draws one.
+    """
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise DeadlineExceeded("the deadline had passed when the call arrived; allow more time")
+    mailbox = Mailbox()
+    job = Job(
+        seed=draw_seed() if seed is None else seed,
+        previews="preview" in response_type.DESCRIPTOR.fields_by_name and _wants_previews(context),
+        deadline=None if remaining is None else time.monotonic() + remaining,
+        publish=mailbox.put,
+    )
+    ticket = device.admit(lambda position, eta: mailbox.put("queued", _queued(position, eta)))
+    task = asyncio.create_task(_carry_out(device, ticket, job, work, response_type, mailbox, remaining))
+    # Closing the generator is what ends a call, but gRPC by itself does not close generators whose reader went away.
+    context.add_done_callback(lambda _: job.cancel())
+    try:
+        while (event := await mailbox.take()) is not None:
+            field, message = event
+            yield message if field == "result" else response_type(**{field: message})
+    finally:
+        job.cancel()
+        device.end(ticket)
+        task.cancel()
+
+
+async def _carry_out(
+    device: Device,
+    ticket: Ticket,
+    job: Job,
+    work: Work[Input, Output, R],
+    response_type: type[M],
+    mailbox: Mailbox,
+    remaining: float | None,
+) -> None:
+    """Take a call through decoding, the device and encoding, and leave result or error in the mailbox."""
+    phase = "waiting for the device"
+    queue = Timing("queue")
+    job.timings.append(queue)
+    began = time.perf_counter()
+
+    def decode() -> tuple[Input, Placement]:
+        with job.stage("decode"):
+            decoded = work.decode(job)
+            return decoded, work.placement(decoded)
+
+    def run() -> Output:
+        nonlocal phase
+        phase = "being worked on"
+        queue.seconds = time.perf_counter() - began - job.timings[1].seconds
+        queue_span.end()
+        job.check()
+        mailbox.put("started", progress_pb2.Started(placement=placement_to_proto(placement)))
+        before, started = len(job.timings), time.perf_counter()
+        with tracer.start_as_current_span("device", attributes={"limner.device": device.name}):
+            output = work.run(job, decoded)
+        if len(job.timings) == before:  # work that has no stages of its own
+            job.timings.append(Timing("run", time.perf_counter() - started))
+        return output
+
+    def encode() -> M:
+        with job.stage("encode"):
+            return response_type(result=work.encode(job, output))
+
+    queue_span = tracer.start_span("queue", attributes={"limner.device": device.name})
+    try:
+        async with asyncio.timeout(remaining):
+            await ticket.near.wait()
+            decoded, placement = await device.help(decode)
+            output = await ticket.run(run)
+            result = await device.help(encode)
+    except TimeoutError as error:
+        timed_out = isinstance(error.__cause__, asyncio.CancelledError)
+        mailbox.fail(
+            DeadlineExceeded(f"the deadline passed while the call was {phase}; allow more time") if timed_out else error
+        )
+    except Exception as error:
+        mailbox.fail(error)
+    else:
+        mailbox.put("result", result)
+        mailbox.put("finished", _finished(job, work))
+        mailbox.close()
+    finally:
+        if queue_span.is_recording():
+            queue_span.end()
+
+
+class Mailbox:
+    """One slot for each kind of event, filled from any thread, emptied by one task on the event loop.
+
+    A slot that is filled again before it was emptied keeps its turn and changes its content. So memory is bounded,
+    and results, which are put once, are never lost.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._slots: dict[str, Any] = {}
+        self._taken: set[str] = set()
+        self._closed = False
+        self._error: BaseException | None = None
+        self._filled = asyncio.Event()
+        self._waking = False  # one wake-up on its way is enough
+
+    def put(self, field: str, message: Any) -> None:
+        """Fill a slot."""
+        with self._lock:
+            self._slots[field] = message
+        self._wake()
+
+    def close(self) -> None:
+        """Nothing comes after what is in the slots."""
+        with self._lock:
+            self._closed = True
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Raise `error` in the reader; what it did not take yet is dropped."""
+        with self._lock:
+            self._slots.clear()
+            self._error = error
+        self._wake()
+
+    async def take(self) -> tuple[str, Any] | None:
+        """Return the next event, or None after the last one. Raises the error that ended the call."""
+        while True:
+            with self._lock:
+                self._waking = False
+                self._filled.clear()
+                if self._error is not None:
+                    raise self._error
+                for field in self._slots:
+                    if self._is_due(field):
+                        self._taken.add(field)
+                        return field, self._slots.pop(field)
+                if self._closed:
+                    return None
+            await self._filled.wait()
+
+    def _is_due(self, field: str) -> bool:
+        """Progress waits for Started, also that of decoding, which is done before the device takes the call; and no
+        position is told once the device has it."""
+        if field == "queued":
+            return field not in self._taken or not ({"started"} & (self._slots.keys() | self._taken))
+        return field not in ("progress", "preview") or "started" in self._taken
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._waking:
+                return
+            self._waking = True
+        try:
+            self._loop.call_soon_threadsafe(self._filled.set)
+        except RuntimeError:  # the loop is closed: the process ends and nobody reads
+            return
+
+
+def _wants_previews(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
+    return (PREVIEWS_KEY, "1") in (context.invocation_metadata() or ())
+
+
+def _queued(position: int, eta: float | None) -> progress_pb2.Queued:
+    return progress_pb2.Queued(position=position, eta=None if eta is None else duration(eta))
+
+
+def _finished(job: Job, work: Work[Any, Any, Any]) -> progress_pb2.Finished:
+    return progress_pb2.Finished(
+        timings=[progress_pb2.Timing(stage=each.stage, duration=duration(each.seconds)) for each in job.timings],
+        seed=job.seed,
+        model=work.model,
+        model_digest=work.digest,
+    )

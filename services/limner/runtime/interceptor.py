@@ -1,0 +1,192 @@
+"""What stands around every call: refusal while the server starts or stops, the caller's trace and run, size limits,
+errors to statuses, a log line and a measurement. Health, reflection and channelz pass untouched.
+
+Streams are driven here and not by gRPC, which leaves a generator unclosed when its reader goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+
+from limner.core.errors import BadArgument, ImageTooLarge, LimnerError, Overloaded, Unavailable
+from limner.runtime import logs, status, telemetry
+
+OPEN_SERVICES = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
+
+_log = logging.getLogger("limner.calls")
+
+Context = Any  # grpc.aio.ServicerContext, whose type parameters say nothing here
+
+
+class Gate(Protocol):
+    """What the interceptor asks the server."""
+
+    max_message_bytes: int
+
+    def check_open(self) -> None:
+        """Raise ServerUnavailable or Stopping if calls are not taken now."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Count as work that a stopping server waits for."""
+
+
+class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Stands around every call of a server."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        method = details.method
+        if method.lstrip("/").startswith(OPEN_SERVICES):
+            return handler
+        if handler is None:
+            return self._not_there(method)
+        deserializer = _checked(handler.request_deserializer, self._gate.max_message_bytes)
+        if handler.response_streaming:
+            behaviour = self._streamed(method, handler.stream_stream or handler.unary_stream)
+        else:
+            behaviour = self._single(method, handler.stream_unary or handler.unary_unary)
+        make = _HANDLERS[handler.request_streaming, handler.response_streaming]
+        return make(behaviour, deserializer, handler.response_serializer)
+
+    def _not_there(self, method: str) -> Any:
+        """Return a handler for a method that is unknown, perhaps only because the server is still starting."""
+        try:
+            self._gate.check_open()
+        except LimnerError:
+
+            async def unavailable(_: Any, context: Context) -> None:
+                async with _around(self._gate, method, context):
+                    pass
+
+            return grpc.stream_stream_rpc_method_handler(unavailable)
+        return None  # gRPC answers UNIMPLEMENTED
+
+    def _single(self, method: str, inner: Callable[[Any, Context], Awaitable[Message]]) -> Any:
+        async def behaviour(request: Any, context: Context) -> Message:
+            async with _around(self._gate, method, context):
+                _refuse(request)
+                response = await inner(request, context)
+                self._check_size(response)
+                return response
+
+        return behaviour
+
+    def _streamed(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Message]]) -> Any:
+        async def behaviour(request: Any, context: Context) -> None:
+            async with _around(self._gate, method, context):
+                _refuse(request)
+                async with aclosing(inner(request, context)) as responses:  # type: ignore[type-var]
+                    async for response in responses:
+                        self._check_size(response)
+                        await context.write(response)
+
+        return behaviour
+
+    def _check_size(self, response: Message) -> None:
+        limit, actual = self._gate.max_message_bytes, response.ByteSize()
+        if actual > limit:
+            raise ImageTooLarge(
+                f"the result is {actual} bytes, and at most {limit} can be sent: ask for a lossy format",
+                metadata={"limit": str(limit), "actual": str(actual)},
+            )
+
+
+_HANDLERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+@asynccontextmanager
+async def _around(gate: Gate, method: str, context: Context) -> AsyncIterator[None]:
+    """Stand around one call: what is raised inside ends the call with a status that says so."""
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    # gRPC gives every call a task of its own, so what these variables are set to ends with it.
+    logs.run_id.set(metadata.get(telemetry.RUN_ID_KEY, ""))
+    logs.step.set(metadata.get(telemetry.STEP_KEY, ""))
+    name = method.lstrip("/")
+    started = time.perf_counter()
+    told = "OK"
+    with gate.hold(), telemetry.server_span(name, metadata) as span:
+        try:
+            gate.check_open()
+            yield
+        except asyncio.CancelledError as error:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                told = "CANCELLED" if context.time_remaining() != 0 else "DEADLINE_EXCEEDED"
+                raise
+            # What the call awaited was cancelled, and not the call, which gRPC by itself would then never end.
+            ended = status.to_status(RuntimeError(f"cancelled from inside: {error!r}"))
+            told = status.status_code(ended).name
+            await context.abort(*_told(ended))
+        except grpc.aio.AbortError:
+            told = context.code().name
+            raise
+        except (grpc.aio.InternalError, grpc.aio.UsageError):  # writing failed: the reader is gone
+            told = "CANCELLED"
+            raise
+        except Exception as error:
+            ended = status.to_status(error)
+            told = status.status_code(ended).name
+            if isinstance(error, Overloaded | Unavailable):
+                telemetry.refused.add(1, {"reason": error.reason})
+            await context.abort(*_told(ended))
+        finally:
+            seconds = time.perf_counter() - started
+            telemetry.call_ended(span, name, told, seconds)
+            _log.info("%s %s %.0f ms", name, told, seconds * 1000)
+
+
+def _told(ended: status_pb2.Status) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
+    """Return the arguments of context.abort."""
+    return status.status_code(ended), ended.message, status.trailers(ended)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Stands for a request that was not even parsed."""
+
+    error: LimnerError
+
+
+def _checked(deserializer: Callable[[bytes], Any], limit: int) -> Callable[[bytes], Any]:
+    """Return a deserializer that lets the call say what is wrong with a message; gRPC itself would say it without
+    details. The transport's own limit is somewhat above ours for that."""
+
+    def deserialize(data: bytes) -> Any:
+        if len(data) > limit:
+            return _Refused(
+                ImageTooLarge(
+                    f"the request is {len(data)} bytes, and at most {limit} are taken: send a smaller picture, "
+                    "a denser format, or a blob in pieces",
+                    metadata={"limit": str(limit), "actual": str(len(data))},
+                )
+            )
+        try:
+            return deserializer(data)
+        except DecodeError:
+            return _Refused(BadArgument("the request is no message of this method's type; are the stubs of limner.v1?"))
+
+    return deserialize
+
+
+def _refuse(request: Any) -> None:
+    if isinstance(request, _Refused):
+        raise request.error

@@ -1,0 +1,192 @@
+"""Traces and metrics, through the standard OTEL_* variables; off unless one of them asks for more.
+
+Only OpenTelemetry's API is imported here: it does nothing but hand the caller's trace on until `set_up` finds an
+exporter asked for, and only then is the SDK loaded. Spans of one call, from the client's on: the RPC, `queue`,
+`decode`, `device` with the model's own stages in it, `encode`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from limner.core.errors import DeadlineExceeded
+from limner.runtime import logs
+
+if TYPE_CHECKING:
+    from limner.runtime.device import Device
+
+RUN_ID_KEY = "limner-run-id"
+STEP_KEY = "limner-step"
+PREVIEWS_KEY = "limner-previews"  # `1`: the caller wants previews
+
+tracer = trace.get_tracer("limner")
+_meter = metrics.get_meter("limner")
+call_duration = _meter.create_histogram(
+    "limner.call.duration",
+    "s",
+    "Wall-clock time of calls, by method and status",
+    explicit_bucket_boundaries_advisory=[0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+)
+refused = _meter.create_counter("limner.refused", "{call}", "Calls refused before they began, by reason")
+
+_propagator = TraceContextTextMapPropagator()
+_devices: weakref.WeakSet[Device] = weakref.WeakSet()
+_log = logging.getLogger("limner.telemetry")
+
+
+def watch_device(device: Device) -> None:
+    """Include a device in the gauges, as long as it exists."""
+    _devices.add(device)
+
+
+def _lengths(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    return [metrics.Observation(device.waiting, {"device": device.name}) for device in _devices]
+
+
+def _busy(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    return [metrics.Observation(int(device.busy), {"device": device.name}) for device in _devices]
+
+
+_meter.create_observable_gauge("limner.queue.length", [_lengths], "{call}", "Calls that wait for a device")
+_meter.create_observable_gauge("limner.device.busy", [_busy], "1", "1 while a device works")
+
+
+def extract(metadata: Mapping[str, str]) -> otel_context.Context:
+    """Return the trace context that a call's metadata carries."""
+    return _propagator.extract(metadata, otel_context.Context())
+
+
+@contextmanager
+def server_span(name: str, metadata: Mapping[str, str]) -> Iterator[trace.Span]:
+    """Span a call that came in with `metadata`; `name` is `limner.v1.InpaintService/Inpaint`."""
+    service, _, method = name.rpartition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    with tracer.start_as_current_span(
+        name,
+        extract(metadata),
+        trace.SpanKind.SERVER,
+        attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        yield span
+
+
+def call_ended(span: trace.Span, name: str, status: str, seconds: float) -> None:
+    """Record how a call ended; `status` is the name of its gRPC code."""
+    span.set_attribute("rpc.grpc.status_code", status)
+    if status != "OK":
+        span.set_status(trace.StatusCode.ERROR, status)
+    call_duration.record(seconds, {"method": name, "status": status})
+
+
+def outgoing(
+    *,
+    run_id: str = "",
+    step: str = "",
+    previews: bool = False,
+    remaining: float | None = None,
+    margin: float = 0.1,
+) -> tuple[tuple[tuple[str, str], ...], float | None]:
+    """Return `metadata` and `timeout` for a call to another server: the current trace, the run and step, and what is
+    left of the deadline less a margin in which the answer can still be passed on.
+
+        metadata, timeout = outgoing(step="erase", remaining=context.time_remaining())
+        stub.Inpaint(request, metadata=metadata, timeout=timeout)
+
+    `run_id` and `step` default to those of the current call. Deadlines do not propagate by themselves, so `remaining`
+    is asked for; None is no deadline. Raises DeadlineExceeded if the margin alone is more than what is left.
+    """
+    if remaining is not None and remaining <= margin:
+        raise DeadlineExceeded(f"{max(remaining, 0):.3f} s are left, too few for another call; allow more time")
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier)
+    carrier |= {RUN_ID_KEY: run_id or logs.run_id.get(), STEP_KEY: step or logs.step.get()}
+    if previews:
+        carrier[PREVIEWS_KEY] = "1"
+    metadata = tuple((key, value) for key, value in carrier.items() if value)
+    return metadata, None if remaining is None else remaining - margin
+
+
+def set_up(service: str, environment: Mapping[str, str] | None = None) -> Callable[[], None]:
+    """Install what OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER (`none`, `console`, `otlp`) ask for, and return a
+    function that sends what is left and ends it.
+
+    Both default to `otlp` if an OTEL_EXPORTER_OTLP_ENDPOINT is set, else to `none`. OTEL_SERVICE_NAME defaults to
+    `limner-<service>`. Raises ValueError for an exporter that there isn't.
+    """
+    environment = os.environ if environment is None else environment
+    traces = _exporter_name(environment, "TRACES")
+    measures = _exporter_name(environment, "METRICS")
+    if traces == measures == "none":
+        return lambda: None
+    from opentelemetry.sdk.resources import Resource  # here, as it costs start-up time
+
+    name = environment.get("OTEL_SERVICE_NAME", f"limner-{service}")
+    resource = Resource.create({"service.name": name})
+    ends: list[Callable[[], None]] = []
+    if traces != "none":
+        ends.append(_set_up_traces(traces, resource))
+    if measures != "none":
+        ends.append(_set_up_metrics(measures, resource))
+    _log.info("telemetry of %s: traces to %s, metrics to %s", name, traces, measures)
+
+    def end() -> None:
+        for each in ends:
+            each()
+
+    return end
+
+
+def _exporter_name(environment: Mapping[str, str], signal: str) -> str:
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return "none"
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    default = "otlp" if any(environment.get(endpoint) for endpoint in endpoints) else "none"
+    variable = f"OTEL_{signal}_EXPORTER"
+    name = environment.get(variable) or default
+    if name not in ("none", "console", "otlp"):
+        raise ValueError(f"{variable}: is {name!r}; give none, console or otlp")
+    return name
+
+
+def _set_up_traces(name: str, resource: Any) -> Callable[[], None]:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+
+    exporter: SpanExporter
+    if name == "console":
+        exporter = ConsoleSpanExporter()
+    else:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        exporter = OTLPSpanExporter()
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
+def _set_up_metrics(name: str, resource: Any) -> Callable[[], None]:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExporter, PeriodicExportingMetricReader
+
+    exporter: MetricExporter
+    if name == "console":
+        exporter = ConsoleMetricExporter()
+    else:
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+        exporter = OTLPMetricExporter()
+    provider = MeterProvider([PeriodicExportingMetricReader(exporter)], resource=resource, shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)
+    return provider.shutdown
