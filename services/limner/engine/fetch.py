@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, int, int], None]
 """Told (file name, bytes there, bytes in all or 0) while a file is fetched."""
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # what a connection that breaks can lose
 TIMEOUT_S = (10, 60)  # to connect; between two reads
 FRUITLESS_ATTEMPTS = 3  # attempts in a row that bring no byte before a pull gives up
 
