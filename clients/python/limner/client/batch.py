@@ -1,0 +1,249 @@
+"""The same pipeline over many pictures: what is to be done, what was done before, and doing it several at once.
+
+Knows files and the client; what is shown of it is the command's business.
+
+An output folder holds the results and `.limner-batch.jsonl`, the journal: a line for each picture that is done, under a
+key made of the pipeline and of the bytes that went in. A picture is skipped if its key is there and its results are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from limner.client import pictures
+from limner.client.asynchronous import AsyncClient
+from limner.client.errors import Overloaded, RequestFailed
+from limner.client.options import write_whole
+from limner.v1 import router_pb2
+
+JOURNAL = ".limner-batch.jsonl"
+_PATIENCE_SECONDS = 600.0  # how long one picture is tried again while the servers have too much to do
+_USUAL_WAIT_SECONDS = 2.0
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture and what goes with it. `name` is its path in the input folder; `place` that of its results, without
+    a suffix. `problem` says why it can't be done at all."""
+
+    name: str
+    place: str
+    inputs: Mapping[str, Path]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item."""
+
+    item: Item
+    status: Status
+    outputs: tuple[str, ...] = ()
+    seconds: float = 0.0
+    error: Exception | None = None
+
+
+@dataclass
+class Journal:
+    """What an output folder holds already."""
+
+    path: Path
+    done: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> Journal:
+        """Reads the journal, makes the folder if need be; a line that was cut off by a crash doesn't count."""
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = cls(folder / JOURNAL)
+        if journal.path.exists():
+            for line in journal.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    journal.done[entry["key"]] = tuple(entry["outputs"])
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return journal
+
+    def find(self, key: str) -> tuple[str, ...] | None:
+        """The results of a picture that is done, if they are still there."""
+        outputs = self.done.get(key)
+        if outputs is None or not all((self.path.parent / output).is_file() for output in outputs):
+            return None
+        return outputs
+
+    def add(self, key: str, item: Item, outputs: Sequence[str]) -> None:
+        """Notes that a picture is done, on disk before it returns."""
+        line = json.dumps({"key": key, "source": item.name, "outputs": list(outputs)})
+        # A line of its own even after one that was cut off.
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[key] = tuple(outputs)
+
+
+def find_items(
+    folder: Path, companions: Mapping[str, Path], *, recursive: bool = False, excluded: Path | None = None
+) -> list[Item]:
+    """The pictures of a folder in order, each with its companions.
+
+    A companion, such as `mask`, is a file that goes with every picture, or a folder in which the one of the same stem,
+    in the same subfolder, does. Files under `excluded` are left out.
+    """
+    found = sorted(_pictures_in(folder, recursive=recursive, excluded=excluded))
+    shelves = {
+        name: _by_stem(path, recursive=recursive, excluded=excluded) if path.is_dir() else path
+        for name, path in companions.items()
+    }
+    # photo.jpg and photo.png would both give photo.png: both keep their whole name then.
+    crowded = Counter(_stem(path) for path in found)
+    items = []
+    for path in found:
+        inputs, problems = {"source": folder / path}, []
+        for name, shelf in shelves.items():
+            matches = [shelf] if isinstance(shelf, Path) else shelf.get(_stem(path), [])
+            if len(matches) == 1:
+                inputs[name] = matches[0]
+            elif matches:
+                problems.append(f"several files for {name}: {', '.join(match.name for match in matches)}; keep one")
+            else:
+                problems.append(f"no {name} named {path.stem} in {companions[name]}")
+        place = path if crowded[_stem(path)] > 1 else path.with_suffix("")
+        items.append(Item(path.as_posix(), place.as_posix(), inputs, "; ".join(problems)))
+    return items
+
+
+def _pictures_in(folder: Path, *, recursive: bool, excluded: Path | None) -> Iterator[Path]:
+    """Paths of picture files, relative to the folder; hidden ones are left out."""
+    for path in folder.rglob("*") if recursive else folder.glob("*"):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or path.suffix.lower() not in pictures.READABLE_SUFFIXES or not path.is_file():
+            continue
+        if excluded is None or excluded.resolve() not in path.resolve().parents:
+            yield relative
+
+
+def _by_stem(folder: Path, *, recursive: bool, excluded: Path | None) -> dict[str, list[Path]]:
+    shelf: dict[str, list[Path]] = {}
+    for path in sorted(_pictures_in(folder, recursive=recursive, excluded=excluded)):
+        shelf.setdefault(_stem(path), []).append(folder / path)
+    return shelf
+
+
+def _stem(path: Path) -> str:
+    """Path without suffix, alike where file systems that ignore case would find it alike."""
+    return path.with_suffix("").as_posix().casefold()
+
+
+async def run_batch(
+    client: AsyncClient,
+    pipeline: router_pb2.Pipeline,
+    items: Sequence[Item],
+    output: Path,
+    *,
+    jobs: int = 2,
+    redo: bool = False,
+    tell: Callable[[Outcome], None] = lambda outcome: None,
+) -> None:
+    """Does all items, `jobs` at once, telling of each as it ends; one that fails doesn't stop the others."""
+    journal = await asyncio.to_thread(Journal.open, output)
+    waiting = iter(items)
+
+    async def work() -> None:
+        for item in waiting:  # shared: each worker takes the next one
+            tell(await _do(client, pipeline, item, output, journal, redo=redo))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(jobs):
+            group.create_task(work())
+
+
+async def _do(
+    client: AsyncClient, pipeline: router_pb2.Pipeline, item: Item, output: Path, journal: Journal, *, redo: bool
+) -> Outcome:
+    began = time.monotonic()
+    try:
+        if item.problem:
+            raise ValueError(item.problem)
+        data = {name: await asyncio.to_thread(path.read_bytes) for name, path in item.inputs.items()}
+        key = await asyncio.to_thread(_key, pipeline, data)
+        if not redo and (outputs := journal.find(key)) is not None:
+            return Outcome(item, "skipped", outputs)
+        results = await _patiently(client, pipeline, data)
+        written = await asyncio.to_thread(_write, results, item, output)
+        journal.add(key, item, written)
+        return Outcome(item, "done", written, time.monotonic() - began)
+    except Exception as error:
+        return Outcome(item, "failed", (), time.monotonic() - began, error)
+
+
+async def _patiently(
+    client: AsyncClient, pipeline: router_pb2.Pipeline, data: Mapping[str, bytes]
+) -> Mapping[str, bytes]:
+    """Runs the pipeline, coming again when the servers say that they have too much to do."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            async with client.run(pipeline, data) as run:
+                return await run.wait()
+        except Overloaded as failure:
+            if failure.reason != "OVERLOADED" or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(failure.retry_after or _USUAL_WAIT_SECONDS)
+
+
+def _key(pipeline: router_pb2.Pipeline, data: Mapping[str, bytes]) -> str:
+    """The same for the same work: sha256 over the pipeline and the inputs' digests, in hexadecimal."""
+    digest = hashlib.sha256(pipeline.SerializeToString(deterministic=True))
+    for name in sorted(data):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(data[name]).digest())
+    return digest.hexdigest()
+
+
+def _write(results: Mapping[str, bytes], item: Item, output: Path) -> tuple[str, ...]:
+    """Writes an item's results, of several steps into a folder a step; their paths within the output folder."""
+    written = []
+    for step, data in results.items():
+        place = f"{step}/{item.place}" if len(results) > 1 else item.place
+        path = output / f"{place}{pictures.suffix_of(data)}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        written.append(path.relative_to(output).as_posix())
+    return tuple(written)
+
+
+def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What became of all, for report.json."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    return {
+        "total": len(outcomes),
+        **{status: counts[status] for status in ("done", "skipped", "failed")},
+        "pictures": [outcome_as_json(outcome) for outcome in sorted(outcomes, key=lambda each: each.item.name)],
+    }
+
+
+def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
+    """One line of the report."""
+    entry: dict[str, Any] = {
+        "source": outcome.item.name,
+        "status": outcome.status,
+        "outputs": list(outcome.outputs),
+        "seconds": round(outcome.seconds, 3),
+    }
+    if isinstance(outcome.error, RequestFailed):
+        entry["error"] = outcome.error.as_dict()
+    elif outcome.error is not None:
+        entry["error"] = {"message": str(outcome.error)}
+    return entry

@@ -1,0 +1,185 @@
+"""What is asked for most, as pipelines: each function here writes one and runs nothing.
+
+`Client.erase` and its like take the same arguments and run the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from limner.client.pictures import ImageSource
+from limner.v1 import images_pb2, inpaint_pb2, postprocess_pb2, router_pb2, segment_pb2
+
+Point = tuple[float, float]
+Rectangle = tuple[int, int, int, int]
+
+# An object found by clicks ends at its edge; what it leaves there (soft edges, a rim of light) has to go with it.
+FOUND_GROW_PX = 8
+FOUND_FEATHER_PX = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pipeline, what goes in, and the step whose result is wanted."""
+
+    pipeline: router_pb2.Pipeline
+    inputs: Mapping[str, ImageSource]
+    result: str
+
+
+def erase(
+    image: ImageSource,
+    *,
+    mask: ImageSource | None = None,
+    clicks: Sequence[Point] = (),
+    avoid: Sequence[Point] = (),
+    boxes: Sequence[Rectangle] = (),
+    grow: int | None = None,
+    feather: int | None = None,
+    model: str | None = None,
+    strategy: str | None = None,
+    seed: int | None = None,
+    format: str | None = None,  # noqa: A002  (the contract's word)
+    quality: int | None = None,
+) -> Job:
+    """Removes what the mask covers, or the object that clicks and boxes point at.
+
+    `clicks` and `avoid` are points (x, y) on and off the object, `boxes` are (x, y, width, height), all in pixels of
+    the upright picture. The mask grows by `grow` pixels and gets an edge that is soft over `feather` pixels; by default
+    not at all if it was given, by 8 and 4 if the object was found. `strategy` is auto, original, resize or crop.
+    """
+    if (mask is None) == (not clicks and not boxes):
+        raise ValueError("say what to erase: by a mask, or by clicks and boxes, not both")
+    steps, inputs, masked = [], {"source": image}, "mask"
+    if mask is not None:
+        if avoid:
+            raise ValueError("points to avoid go with clicks and boxes, not with a mask")
+        inputs["mask"] = mask
+    else:
+        steps.append(router_pb2.Step(name="segment", segment=_segment_step(clicks, avoid, boxes)))
+        masked = "segment"
+        grow = FOUND_GROW_PX if grow is None else grow
+        feather = FOUND_FEATHER_PX if feather is None else feather
+    if operations := _soften(grow, feather):
+        options = postprocess_pb2.EditMaskOptions(operations=operations)
+        steps.append(router_pb2.Step(name="soften", mask=router_pb2.MaskStep(masks=[masked], options=options)))
+        masked = "soften"
+    fill = inpaint_pb2.InpaintOptions(model=model, seed=seed)
+    if strategy is not None:
+        fill.strategy = _strategy(strategy)
+    steps.append(
+        router_pb2.Step(
+            name="erase",
+            inpaint=router_pb2.InpaintStep(mask=masked, options=fill),
+            output=_output(format, quality),
+        )
+    )
+    return Job(router_pb2.Pipeline(steps=steps, outputs=["erase"]), inputs, "erase")
+
+
+def segment(
+    image: ImageSource,
+    *,
+    clicks: Sequence[Point] = (),
+    avoid: Sequence[Point] = (),
+    boxes: Sequence[Rectangle] = (),
+    grow: int | None = None,
+    feather: int | None = None,
+    model: str | None = None,
+) -> Job:
+    """Masks the object that clicks and boxes point at: a grey PNG, 255 on the object. Arguments as for `erase`."""
+    if not clicks and not boxes:
+        raise ValueError("say where the object is: at least one click or box")
+    steps = [router_pb2.Step(name="segment", segment=_segment_step(clicks, avoid, boxes, model))]
+    if operations := _soften(grow, feather):
+        options = postprocess_pb2.EditMaskOptions(operations=operations)
+        steps.append(router_pb2.Step(name="soften", mask=router_pb2.MaskStep(masks=["segment"], options=options)))
+    last = steps[-1].name
+    return Job(router_pb2.Pipeline(steps=steps, outputs=[last]), {"source": image}, last)
+
+
+def upscale(
+    image: ImageSource,
+    scale: float | None = None,
+    *,
+    model: str | None = None,
+    format: str | None = None,  # noqa: A002
+    quality: int | None = None,
+) -> Job:
+    """Enlarges (or reduces) to `scale` times the sides, 0.1 to 16, by default 2."""
+    options = postprocess_pb2.UpscaleOptions(model=model, scale=scale)
+    step = router_pb2.Step(name="upscale", upscale=router_pb2.UpscaleStep(options=options))
+    return _single(step, image, format, quality)
+
+
+def remove_background(
+    image: ImageSource,
+    *,
+    mask: bool = False,
+    model: str | None = None,
+    format: str | None = None,  # noqa: A002
+    quality: int | None = None,
+) -> Job:
+    """Makes the background transparent; with `mask`, gives the foreground as a mask instead."""
+    options = segment_pb2.RemoveBackgroundOptions(model=model)
+    if mask:
+        options.result = segment_pb2.BACKGROUND_OUTPUT_MASK
+    step = router_pb2.Step(name="remove-background", remove_background=router_pb2.RemoveBackgroundStep(options=options))
+    return _single(step, image, format, quality)
+
+
+def convert(
+    image: ImageSource,
+    format: str | None = None,  # noqa: A002
+    *,
+    quality: int | None = None,
+    bit_depth: int | None = None,
+) -> Job:
+    """Encodes anew, as `png`, `jpeg`, `webp`, `tiff` or `bmp`, with 8 or 16 bits a channel."""
+    step = router_pb2.Step(name="convert", convert=router_pb2.ConvertStep())
+    return _single(step, image, format, quality, bit_depth)
+
+
+def _single(
+    step: router_pb2.Step,
+    image: ImageSource,
+    format: str | None,  # noqa: A002
+    quality: int | None,
+    bit_depth: int | None = None,
+) -> Job:
+    step.output.CopyFrom(_output(format, quality, bit_depth))
+    return Job(router_pb2.Pipeline(steps=[step], outputs=[step.name]), {"source": image}, step.name)
+
+
+def _output(format: str | None, quality: int | None, bit_depth: int | None = None) -> images_pb2.OutputOptions:  # noqa: A002
+    return images_pb2.OutputOptions(format=format, quality=quality, bit_depth=bit_depth)
+
+
+def _segment_step(
+    clicks: Sequence[Point], avoid: Sequence[Point], boxes: Sequence[Rectangle], model: str | None = None
+) -> router_pb2.SegmentStep:
+    on, off = segment_pb2.CLICK_LABEL_POSITIVE, segment_pb2.CLICK_LABEL_NEGATIVE
+    options = segment_pb2.SegmentOptions(
+        model=model,
+        clicks=[segment_pb2.Click(x_px=x, y_px=y, label=on) for x, y in clicks]
+        + [segment_pb2.Click(x_px=x, y_px=y, label=off) for x, y in avoid],
+        boxes=[images_pb2.Box(x_px=x, y_px=y, width_px=width, height_px=height) for x, y, width, height in boxes],
+    )
+    return router_pb2.SegmentStep(options=options)
+
+
+def _soften(grow: int | None, feather: int | None) -> list[postprocess_pb2.MaskOperation]:
+    operations = []
+    if grow:
+        operations.append(postprocess_pb2.MaskOperation(grow=postprocess_pb2.GrowMask(radius_px=grow)))
+    if feather:
+        operations.append(postprocess_pb2.MaskOperation(feather=postprocess_pb2.FeatherMask(radius_px=feather)))
+    return operations
+
+
+def _strategy(name: str) -> inpaint_pb2.InpaintStrategy.ValueType:
+    try:
+        return inpaint_pb2.InpaintStrategy.Value(f"INPAINT_STRATEGY_{name.upper()}")
+    except ValueError:
+        raise ValueError(f"no strategy {name!r}; there are: auto, original, resize, crop") from None

@@ -1,0 +1,144 @@
+"""What a command shows of a run: live bars on a terminal, a line a step elsewhere, lines of JSON, or nothing.
+
+Progress goes to standard error, JSON to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from google.protobuf import json_format
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from limner.client.options import Connection
+from limner.v1 import router_pb2
+
+if TYPE_CHECKING:
+    from limner.client.batch import Outcome
+
+Show = Callable[[router_pb2.RunEvent], None]
+
+
+@contextmanager
+def display(connection: Connection) -> Iterator[Show]:
+    """Gives the function that shows an event, in the way that the command's options ask for."""
+    console = Console(stderr=True)
+    if connection.as_json:
+        yield write_json_event
+    elif connection.quiet:
+        yield lambda event: None
+    elif console.is_terminal:
+        with Bars(console) as bars:
+            yield bars.show
+    else:
+        yield _write_line
+
+
+def write_json(value: Any) -> None:
+    """One line of JSON on standard output."""
+    click.echo(json.dumps(value))
+
+
+def write_json_event(event: router_pb2.RunEvent) -> None:
+    """An event as its JSON form, its picture's bytes left out."""
+    plain = router_pb2.RunEvent()
+    plain.CopyFrom(event)
+    kind = plain.WhichOneof("event")
+    if kind in ("result", "preview"):
+        getattr(plain, kind).ClearField("image")
+    write_json(json_format.MessageToDict(plain, preserving_proto_field_name=True))
+
+
+def _write_line(event: router_pb2.RunEvent) -> None:
+    kind = event.WhichOneof("event")
+    if kind == "finished":
+        click.echo(f"{event.step}: {_summary(event)}", err=True)
+    elif kind == "retried":
+        click.echo(f"{event.step}: try {event.retried.attempt}, as {event.retried.reason}", err=True)
+
+
+def _summary(event: router_pb2.RunEvent) -> str:
+    """`telea, 0.21 s` for a finished step."""
+    seconds = sum(timing.duration.ToTimedelta().total_seconds() for timing in event.finished.timings)
+    return ", ".join(part for part in (event.finished.model, f"{seconds:.2f} s") if part)
+
+
+class Bars:
+    """A bar for each step of one run; spins while the step waits for a device."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: router_pb2.RunEvent) -> None:
+        """Draws what an event tells."""
+        kind = event.WhichOneof("event")
+        if kind == "accepted":
+            for step in event.accepted.steps:
+                self._tasks[step] = self._progress.add_task(step, start=False, total=None, note="waits")
+            return
+        task = self._tasks.get(event.step)
+        if task is None:
+            return
+        update = self._progress.update
+        if kind == "queued":
+            before = event.queued.position
+            update(task, note=f"queued, {before} before it" if before else "queued, next")
+        elif kind == "started":
+            self._progress.start_task(task)
+            update(task, note=f"on {event.started.placement.device}")
+        elif kind == "progress":
+            update(task, total=event.progress.step_count, completed=event.progress.step, note=event.progress.stage)
+        elif kind == "retried":
+            update(task, note=f"try {event.retried.attempt}: {event.retried.reason}")
+        elif kind == "finished":
+            self._progress.start_task(task)
+            update(task, total=1, completed=1, note=_summary(event))
+
+
+class Count:
+    """How many pictures of a batch are done."""
+
+    def __init__(self, total: int) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("batch", total=total, note="")
+
+    def __enter__(self) -> Callable[[Outcome], None]:
+        self._progress.start()
+        return self._tell
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def _tell(self, outcome: Outcome) -> None:
+        if outcome.status == "failed":
+            self._progress.console.print(f"[red]✗[/] {outcome.item.name}: {outcome.error}", highlight=False)
+        self._progress.update(self._task, advance=1, note=outcome.item.name)
