@@ -1,0 +1,167 @@
+"""One step's call to a model server: which server, how often it is tried, and what its errors mean for the caller.
+
+A call goes to another server only if nothing was produced yet: neither a result nor a preview. Knows the pool and the
+servers' messages, not runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from limner.core.errors import (
+    Cancelled,
+    LimnerError,
+    Overloaded,
+    ServerUnavailable,
+    Unavailable,
+)
+from limner.router.pool import Backend, Pool
+from limner.router.steps import Operation
+from limner.runtime import telemetry
+from limner.runtime.status import from_status
+from limner.v1 import progress_pb2, router_pb2
+
+MAX_ATTEMPTS = 3
+# Between the first try and the last of a call that every server is too busy to take; the wait may be that long even
+# where there is no deadline.
+OVERLOAD_PATIENCE = 30.0
+_SHORTEST_PAUSE = 0.02
+
+# How a step's events are told: their name in RunEvent, and the event.
+Tell = Callable[[str, Message], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call that succeeded came to."""
+
+    result: Any  # the typed result message, InpaintResult and so on
+    finished: progress_pb2.Finished
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Makes the calls of one run."""
+
+    pool: Pool
+    run_id: str
+    previews: bool
+    remaining: Callable[[], float | None]  # seconds until the run's deadline
+    margin: float  # seconds kept back for passing the answer on
+
+    async def call(self, operation: Operation, request: Any, *, step: str, tell: Tell) -> Answer:
+        """Do one step. `tell` gets Queued, Started, Progress, Preview and StepRetried as they come.
+
+        Raises what the server raised, ServerUnavailable, or DeadlineExceeded.
+        """
+        patience = asyncio.get_running_loop().time() + OVERLOAD_PATIENCE
+        tried: set[Backend] = set()  # since the last pause
+        attempt, lost = 1, ""
+        while True:
+            try:
+                backend = await self.pool.choose(operation.server, tried=tried, patience=self._patience())
+            except ServerUnavailable as error:
+                raise ServerUnavailable(
+                    error.message + (f"; {lost}" if lost else ""), metadata=error.metadata
+                ) from None
+            tried.add(backend)
+            one = _Attempt(self, operation, backend, step, tell)
+            try:
+                return await one.run(request)
+            except Overloaded as error:
+                if not self.pool.others(operation.server, than=tried):
+                    await self._pause(error, patience)
+                    tried.clear()
+            except (Unavailable, Cancelled) as error:
+                backend.doubt()
+                lost = f"the {operation.server} server {backend.address} went away: {error.message}"
+                _log.warning("step %s, try %d: %s", step, attempt, lost)
+                if one.produced or attempt == MAX_ATTEMPTS:
+                    raise _went_away(operation, backend, step, attempt, one.produced, error) from error
+                attempt += 1
+                tell("retried", router_pb2.StepRetried(attempt=attempt, reason=lost))
+
+    def _patience(self) -> float | None:
+        """Return how long to wait for a server so that there is still time to tell that there is none."""
+        remaining = self.remaining()
+        return None if remaining is None else max(remaining - self.margin, 0)
+
+    async def _pause(self, error: Overloaded, patience: float) -> None:
+        """Wait as long as the server that is full asked to, or raise its error if that is too long."""
+        if error.retry_after is None:
+            raise error
+        pause = max(error.retry_after, _SHORTEST_PAUSE)
+        remaining = self.remaining()
+        if asyncio.get_running_loop().time() + pause > patience or (remaining is not None and pause >= remaining):
+            raise error
+        await asyncio.sleep(pause)
+
+
+class _Attempt:
+    """One call to one server."""
+
+    def __init__(self, caller: Caller, operation: Operation, backend: Backend, step: str, tell: Tell) -> None:
+        self.produced = False  # a result or a preview has come: the call can't be repeated unseen
+        self._caller = caller
+        self._operation = operation
+        self._backend = backend
+        self._step = step
+        self._tell = tell
+
+    async def run(self, request: Any) -> Answer:
+        """Make the call. Raises Unavailable or Cancelled if the server went away, or the server's own error."""
+        caller = self._caller
+        metadata, timeout = telemetry.outgoing(
+            run_id=caller.run_id,
+            step=self._step,
+            previews=caller.previews,
+            remaining=caller.remaining(),
+            margin=caller.margin,
+        )
+        with caller.pool.using(self._backend):
+            call = self._operation.method(self._backend.channel)(request, timeout=timeout, metadata=metadata)
+            try:
+                return await self._read(call)
+            except grpc.aio.AioRpcError as error:
+                raise from_status(error) from None
+            finally:
+                call.cancel()  # a call that nobody reads any more goes on at the server otherwise
+
+    async def _read(self, call: Any) -> Answer:
+        result = finished = None
+        async for response in call:
+            kind = response.WhichOneof("event")
+            if kind == "result":
+                self.produced = True
+                result = response.result
+            elif kind == "finished":
+                finished = response.finished
+            elif kind == "preview":
+                if self._caller.previews:
+                    self.produced = True
+                    self._tell(kind, response.preview)
+            elif kind is not None:
+                self._tell(kind, getattr(response, kind))
+        if result is None or finished is None:
+            raise ServerUnavailable("its stream ended without a result")
+        return Answer(result, finished)
+
+
+def _went_away(
+    operation: Operation, backend: Backend, step: str, attempts: int, produced: bool, error: LimnerError
+) -> ServerUnavailable:
+    why = "it had already produced something" if produced else f"{attempts} tries are all there are"
+    return ServerUnavailable(
+        f"the {operation.server} server {backend.address} went away during step {step!r} ({error.message}), and as "
+        f"{why} the step was not tried again; look at that server's log, and send the request anew",
+        metadata={"kind": operation.server, "address": backend.address, "step": step},
+    )
