@@ -8,7 +8,7 @@ async def kinds(call):
 
 
 async def test_events_come_in_the_order_of_the_contract(house):
-    events = await kinds(house.call(b"abc", metadata=(("limner-previews", "1"),)))
+    events = await kinds(house.call(b"abc"))
     names = [name for name, _ in events]
     assert names[0] == "queued"
     assert names.index("started") < names.index("progress") < names.index("result")

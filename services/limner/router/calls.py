@@ -120,10 +120,11 @@ class _Attempt:
     async def run(self, request: Any) -> Answer:
         """Make the call. Raises Unavailable or Cancelled if the server went away, or the server's own error."""
         caller = self._caller
+        if "previews" in request.DESCRIPTOR.fields_by_name:
+            request.previews = caller.previews
         metadata, timeout = telemetry.outgoing(
             run_id=caller.run_id,
             step=self._step,
-            previews=caller.previews,
             remaining=caller.remaining(),
             margin=caller.margin,
         )

@@ -27,7 +27,7 @@ from limner.core.seed import draw_seed
 from limner.runtime.device import Device, Ticket
 from limner.runtime.job import Job, Timing
 from limner.runtime.messages import duration, placement_to_proto
-from limner.runtime.telemetry import PREVIEWS_KEY, tracer
+from limner.runtime.telemetry import tracer
 from limner.v1 import progress_pb2
 
 Input = TypeVar("Input")  # what decode makes of the request
@@ -55,12 +55,13 @@ async def stream(
     work: Work[Input, Output, R],
     *,
     seed: int | None = None,
+    previews: bool = False,
 ) -> AsyncIterator[M]:
     """Yield the call's events as `response_type`: Queued, Started, Progress and Preview, the result, Finished.
 
     Raises Overloaded, Stopping or DeadlineExceeded before the first event if the call cannot be taken, and later
     whatever the work raises. If the generator is closed, the call is over: the place in the line is given up, and work
-    that runs ends at its next check. A `seed` of None draws one.
+    that runs ends at its next check. A `seed` of None draws one; without `previews`, the work's previews are dropped.
     """
     remaining = context.time_remaining()
     if remaining is not None and remaining <= 0:
@@ -68,14 +69,14 @@ async def stream(
     mailbox = Mailbox()
     job = Job(
         seed=draw_seed() if seed is None else seed,
-        previews="preview" in response_type.DESCRIPTOR.fields_by_name and _wants_previews(context),
+        previews=previews,
         deadline=None if remaining is None else time.monotonic() + remaining,
         publish=mailbox.put,
     )
     ticket = device.admit(lambda position, eta: mailbox.put("queued", _queued(position, eta)))
     task = asyncio.create_task(_carry_out(device, ticket, job, work, response_type, mailbox, remaining))
     # Closing the generator is what ends a call, but gRPC by itself does not close generators whose reader went away.
-    context.add_done_callback(lambda _: job.cancel())
+    context.add_done_callback(lambda _: job.cancel())  # type: ignore[arg-type]  # the stubs want a protocol
     try:
         while (event := await mailbox.take()) is not None:
             field, message = event
@@ -126,18 +127,16 @@ async def _carry_out(
 
     queue_span = tracer.start_span("queue", attributes={"limner.device": device.name})
     try:
-        async with asyncio.timeout(remaining):
+        async with asyncio.timeout(remaining) as limit:
             await ticket.near.wait()
             decoded, placement = await device.help(decode)
             output = await ticket.run(run)
             result = await device.help(encode)
-    except TimeoutError as error:
-        timed_out = isinstance(error.__cause__, asyncio.CancelledError)
-        mailbox.fail(
-            DeadlineExceeded(f"the deadline passed while the call was {phase}; allow more time") if timed_out else error
-        )
     except Exception as error:
-        mailbox.fail(error)
+        late = isinstance(error, TimeoutError) and limit.expired()
+        mailbox.fail(
+            DeadlineExceeded(f"the deadline passed while the call was {phase}; allow more time") if late else error
+        )
     else:
         mailbox.put("result", result)
         mailbox.put("finished", _finished(job, work))
@@ -190,7 +189,8 @@ class Mailbox:
                 self._waking = False
                 self._filled.clear()
                 if self._error is not None:
-                    raise self._error
+                    error, self._error = self._error, None  # its traceback leads back here, and holds pictures
+                    raise error
                 for field in self._slots:
                     if self._is_due(field):
                         self._taken.add(field)
@@ -215,10 +215,6 @@ class Mailbox:
             self._loop.call_soon_threadsafe(self._filled.set)
         except RuntimeError:  # the loop is closed: the process ends and nobody reads
             return
-
-
-def _wants_previews(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
-    return (PREVIEWS_KEY, "1") in (context.invocation_metadata() or ())
 
 
 def _queued(position: int, eta: float | None) -> progress_pb2.Queued:

@@ -122,9 +122,10 @@ def _section(path: Path, section: str) -> dict[str, Any]:
         for near in difflib.get_close_matches(section, document, n=1, cutoff=0.8):
             raise ConfigError(f"{path} [{near}]: no such section; did you mean [{section}]?")
         return {}
-    if not isinstance(document[section], dict):
+    table = document[section]
+    if not isinstance(table, dict):
         raise ConfigError(f"{path}: {section} is not a section; write [{section}] on a line of its own")
-    return document[section]
+    return table
 
 
 def _is_service_link(name: str, text: str) -> bool:

@@ -38,16 +38,21 @@ class Ticket:
         self._changed = changed
         self._position: int | None = None
         self._function: Callable[[], Any] | None = None
-        self._done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[Any] | None = None  # while `run` waits
 
     async def run(self, function: Callable[[], T]) -> T:
         """Wait for the turn, run `function` on the device's thread, and return what it returns or raise as it does.
 
         A cancelled wait gives the turn up. What runs already runs on until it returns; only then comes the next."""
-        self._function = function
+        context = contextvars.copy_context()  # of this task, whichever one gives it its turn
+        self._function = lambda: context.run(function)
+        self._done = asyncio.get_running_loop().create_future()
         self._device._dispatch()
-        result: T = await self._done
-        return result
+        try:
+            result: T = await self._done
+            return result
+        finally:
+            self._done = None  # whoever keeps the ticket keeps no picture
 
     def leave(self) -> None:
         """Give the place up: waiting calls move up. Does nothing for a call that runs or is done."""
@@ -118,22 +123,23 @@ class Device:
 
     def _dispatch(self) -> None:
         """Give the device to the head of the line, if it is free and the head is ready."""
-        if self._running is not None or not self._line or self._line[0]._function is None or self._closed:
+        if self._running is not None or not self._line or self._closed:
+            return
+        function = self._line[0]._function
+        if function is None:  # it is still being decoded
             return
         ticket = self._running = self._line.popleft()
         self._running_since = time.monotonic()
-        context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        self._thread.submit(context.run, self._work, ticket, loop)
+        ticket._function = None
+        self._thread.submit(self._work, ticket, function, asyncio.get_running_loop())
         self._line_changed()
 
-    def _work(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self, ticket: Ticket, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
         """On the device's thread: do the work, and hand what comes of it to the event loop."""
         result: Any = None
         error: BaseException | None = None
         try:
-            assert ticket._function is not None
-            result = _contained(ticket._function)
+            result = _contained(function)
         except Exception as raised:
             error = raised
         try:
@@ -145,7 +151,7 @@ class Device:
         self._running = None
         seconds = time.monotonic() - self._running_since
         self._mean_run_s = seconds if self._mean_run_s is None else 0.7 * self._mean_run_s + 0.3 * seconds
-        if not ticket._done.done():
+        if ticket._done is not None and not ticket._done.done():
             if error is None:
                 ticket._done.set_result(result)
             else:
@@ -154,7 +160,6 @@ class Device:
         self._dispatch()
 
     def _leave(self, ticket: Ticket) -> None:
-        ticket._done.cancel()
         if ticket in self._line:
             self._line.remove(ticket)
             self._line_changed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ from limner.core.mask import mask_from_picture
 from limner.core.picture import Picture
 from limner.v1 import images_pb2
 
-_DTYPES = {8: np.dtype("u1"), 16: np.dtype("<u2")}
+_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("u1"), 16: np.dtype("<u2")}
 
 
 def picture_from_proto(image: images_pb2.Image, limits: Limits, *, field: str = "image") -> Picture:

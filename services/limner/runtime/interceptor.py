@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Gate(Protocol):
         """Count as work that a stopping server waits for."""
 
 
-class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Interceptor(grpc.aio.ServerInterceptor):
     """Stands around every call of a server."""
 
     def __init__(self, gate: Gate) -> None:
@@ -147,6 +148,8 @@ async def _around(gate: Gate, method: str, context: Context) -> AsyncIterator[No
             told = status.status_code(ended).name
             if isinstance(error, Overloaded | Unavailable):
                 telemetry.refused.add(1, {"reason": error.reason})
+            # The traceback leads to frames that lead back to it, with the pictures they work on: let those go now.
+            traceback.clear_frames(error.__traceback__)
             await context.abort(*_told(ended))
         finally:
             seconds = time.perf_counter() - started

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
-from grpc_channelz.v1 import channelz
+from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from limner.core.errors import ServerUnavailable, Stopping
 from limner.runtime import logs, telemetry
@@ -41,7 +41,8 @@ from limner.runtime.interceptor import Interceptor
 
 C = TypeVar("C", bound=ServerConfig)
 
-CHANNELZ_SERVICE = "grpc.channelz.v1.Channelz"  # its package does not say
+CHANNELZ_SERVICE = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+HOOK_S = 10.0  # how long ending one thing may take
 LAST_BREATH_S = 2.0  # how long threads may go on after everything else has ended
 
 _log = logging.getLogger("limner.server")
@@ -114,7 +115,7 @@ class Server:
         """Open the port and answer health checks with NOT_SERVING. Raises ConfigError if the port can't be had."""
         await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)  # it begins as SERVING
         health_pb2_grpc.add_HealthServicer_to_server(self._health, _GenericOnly(self.grpc))
-        channelz.add_channelz_servicer(_GenericOnly(self.grpc))
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), _GenericOnly(self.grpc))
         address = f"[{self.host}]" if ":" in self.host else self.host
         try:
             self.port = self.grpc.add_insecure_port(f"{address}:{self.port}")
@@ -126,7 +127,9 @@ class Server:
     async def serve(self) -> None:
         """Take calls, and say SERVING for every service."""
         names = [*self._services, health.SERVICE_NAME, CHANNELZ_SERVICE, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, _GenericOnly(self.grpc))
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names), _GenericOnly(self.grpc)
+        )
         self._state = "serving"
         for name in [*self._services, ""]:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -147,9 +150,9 @@ class Server:
         await self.grpc.stop(0.2)  # enough for last messages to leave
         for hook in reversed(self._stop_hooks):
             try:
-                await hook()
+                await asyncio.wait_for(hook(), HOOK_S)
             except Exception:
-                _log.exception("a hook failed while stopping")
+                _log.exception("something failed to end while stopping")
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,16 +197,26 @@ def run(section: str, kind: type[C], build: Callable[[Server, C], Awaitable[None
     arguments = parser.parse_args()
     began = time.perf_counter()
     try:
-        config = load_config(section, kind, arguments.config)
-        given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
-        config = dataclasses.replace(config, **given)  # type: ignore[arg-type]
+        config = _configuration(section, kind, arguments)
         logs.set_up(config.log_format, config.log_level)
         end_telemetry = telemetry.set_up(section)
-        asyncio.run(_serve_until_signal(section, config, build, began))
-    except (ConfigError, ValueError) as error:
+        try:
+            asyncio.run(_serve_until_signal(section, config, build, began))
+        finally:
+            end_telemetry()
+    except ConfigError as error:
         sys.exit(f"{parser.prog}: {error}")
-    end_telemetry()
     _exit_although_threads_run()
+
+
+def _configuration(section: str, kind: type[C], arguments: argparse.Namespace) -> C:
+    """Return the file's and the environment's settings, with the command line's on top."""
+    config = load_config(section, kind, arguments.config)
+    given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
+    try:
+        return dataclasses.replace(config, **given)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
 
 
 async def _serve_until_signal(
@@ -224,6 +237,8 @@ async def _serve_until_signal(
     await _first_of(asyncio.shield(starting), asked.wait())
     if not starting.done():  # told to stop while loading
         starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
         return
     server = await starting
     async with server:

@@ -22,9 +22,11 @@ DOMAIN = "limner"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
-# Trailers over 8 KiB are refused by default clients, who then see no reason at all, and the message travels twice.
-MESSAGE_LIMIT = 1000
-DETAILS_LIMIT = 4000
+# Clients refuse trailers over 8 KiB and then see no reason at all. The message travels twice, once percent-encoded at
+# up to 3 bytes a byte, and the details in base64. All in bytes.
+MESSAGE_LIMIT = 800
+METADATA_LIMIT = 1000  # of one value
+DETAILS_LIMIT = 3500
 
 CODES: dict[type[LimnerError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -68,7 +70,7 @@ def code_of(error: LimnerError) -> grpc.StatusCode:
 def as_limner_error(error: BaseException) -> LimnerError:
     """Return the error as Limner tells it. One that nobody meant to raise is logged with its traceback and an id, and
     becomes an InternalFault that names the id and nothing else."""
-    if isinstance(error, LimnerError):
+    if isinstance(error, LimnerError) and hasattr(error, "reason"):  # a base class of the tree has none
         return error
     if isinstance(error, grpc.RpcError):
         return from_status(error)
@@ -95,7 +97,8 @@ def to_status(error: BaseException) -> status_pb2.Status:
     status = status_pb2.Status(code=code_of(told).value[0], message=_cut(told.message, MESSAGE_LIMIT))
     info = error_details_pb2.ErrorInfo(reason=told.reason, domain=DOMAIN)
     for key, value in told.metadata.items():
-        info.metadata[key] = _cut(value, MESSAGE_LIMIT)
+        if status.ByteSize() + info.ByteSize() < DETAILS_LIMIT - METADATA_LIMIT:
+            info.metadata[key] = _cut(value, METADATA_LIMIT)
     status.details.append(_packed(info))
     if isinstance(told, errors.Exhausted) and told.retry_after is not None:
         delay = duration_pb2.Duration()
@@ -207,7 +210,9 @@ def _made(
 
 
 def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """Return a text of at most `limit` bytes."""
+    data = text.encode("utf-8", "replace")
+    return data.decode() if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:

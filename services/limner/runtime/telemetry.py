@@ -20,13 +20,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from limner.core.errors import DeadlineExceeded
 from limner.runtime import logs
+from limner.runtime.config import ConfigError
 
 if TYPE_CHECKING:
     from limner.runtime.device import Device
 
 RUN_ID_KEY = "limner-run-id"
 STEP_KEY = "limner-step"
-PREVIEWS_KEY = "limner-previews"  # `1`: the caller wants previews
 
 tracer = trace.get_tracer("limner")
 _meter = metrics.get_meter("limner")
@@ -93,7 +93,6 @@ def outgoing(
     *,
     run_id: str = "",
     step: str = "",
-    previews: bool = False,
     remaining: float | None = None,
     margin: float = 0.1,
 ) -> tuple[tuple[tuple[str, str], ...], float | None]:
@@ -111,8 +110,6 @@ def outgoing(
     carrier: dict[str, str] = {}
     _propagator.inject(carrier)
     carrier |= {RUN_ID_KEY: run_id or logs.run_id.get(), STEP_KEY: step or logs.step.get()}
-    if previews:
-        carrier[PREVIEWS_KEY] = "1"
     metadata = tuple((key, value) for key, value in carrier.items() if value)
     return metadata, None if remaining is None else remaining - margin
 
@@ -122,7 +119,7 @@ def set_up(service: str, environment: Mapping[str, str] | None = None) -> Callab
     function that sends what is left and ends it.
 
     Both default to `otlp` if an OTEL_EXPORTER_OTLP_ENDPOINT is set, else to `none`. OTEL_SERVICE_NAME defaults to
-    `limner-<service>`. Raises ValueError for an exporter that there isn't.
+    `limner-<service>`. Raises ConfigError for an exporter that there isn't.
     """
     environment = os.environ if environment is None else environment
     traces = _exporter_name(environment, "TRACES")
@@ -155,7 +152,7 @@ def _exporter_name(environment: Mapping[str, str], signal: str) -> str:
     variable = f"OTEL_{signal}_EXPORTER"
     name = environment.get(variable) or default
     if name not in ("none", "console", "otlp"):
-        raise ValueError(f"{variable}: is {name!r}; give none, console or otlp")
+        raise ConfigError(f"{variable}: is {name!r}; give none, console or otlp")
     return name
 
 
