@@ -1,0 +1,80 @@
+"""`python -m limner.models`, which the client runs as `limner models`: weights on this machine, without any server.
+
+    list                    every model, whether it can be used, its licence and size
+    plan                    on which device, in which precision and by which engine each would run here, and why
+    pull NAME ...           fetch weights
+    verify [NAME ...]       hash the weights that are here, all by default
+    rm NAME ...             delete weights
+
+Ends with 0 if all went well, 1 if something failed, 2 if the command line was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from limner.models.actions import Actions
+from limner.models.offers import gather
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    offers, absent = gather()
+    by_name = {offer.card.name: offer for offer in offers}
+    asked = getattr(options, "names", [])
+    if unknown := sorted(set(asked) - set(by_name)):
+        notes = "".join(f"\n{sentence}" for sentence in absent)
+        parser.error(f"no model {', '.join(unknown)}; there are: {', '.join(by_name) or 'none'}{notes}")
+    actions = Actions(options.model_dir, absent, as_json=options.json)
+    chosen = [by_name[name] for name in asked] or offers
+    match options.command:
+        case "list":
+            return actions.list(chosen)
+        case "plan":
+            return actions.plan(chosen, options.device, options.precision)
+        case "pull":
+            return actions.pull(chosen, options.mirror, options.accept_licence)
+        case "verify":
+            return actions.verify(chosen, only_installed=not asked)
+        case _:
+            return actions.rm(chosen)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON for programs")
+    common.add_argument(
+        "--model-dir", default="", help="where weights lie (LIMNER_MODEL_DIR; the user's cache directory)"
+    )
+    parser = argparse.ArgumentParser(prog="limner models", description="The models' weights on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    commands.add_parser("list", parents=[common], help="every model and whether it can be used")
+
+    plan = commands.add_parser("plan", parents=[common], help="where each model would run here, and why")
+    plan.add_argument("--device", default="auto", help="auto, cpu, cuda:N")
+    plan.add_argument("--precision", default="auto", help="auto, fp32, bf16")
+
+    pull = commands.add_parser("pull", parents=[common], help="fetch weights")
+    pull.add_argument("names", nargs="+", metavar="NAME")
+    pull.add_argument(
+        "--mirror",
+        default=os.environ.get("LIMNER_MIRROR", ""),
+        help="http, https or file: URL with NAME/FILE under it (LIMNER_MIRROR)",
+    )
+    pull.add_argument("--accept-licence", action="store_true", help="agree to licences that are not free")
+
+    verify = commands.add_parser("verify", parents=[common], help="hash the weights that are here")
+    verify.add_argument("names", nargs="*", metavar="NAME")
+
+    rm = commands.add_parser("rm", parents=[common], help="delete weights")
+    rm.add_argument("names", nargs="+", metavar="NAME")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
