@@ -108,8 +108,10 @@ class OpenVinoSession(Session):
         self.output_names = [port.any_name for port in self._compiled.outputs]
 
     def _run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        outputs = self._request.infer(inputs, share_inputs=True, share_outputs=False)
-        return [outputs[index] for index in range(len(self.output_names))]
+        # Not `infer`: with a single thread it drops exceptions and returns empty arrays (2026.4).
+        self._request.start_async(inputs, share_inputs=True)
+        self._request.wait()
+        return [self._request.get_output_tensor(index).data.copy() for index in range(len(self.output_names))]
 
 
 def _import_openvino() -> Any:
