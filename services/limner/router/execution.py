@@ -151,7 +151,7 @@ class _Execution:
         return operation.result(answer.result)
 
     async def _send(self, planned: PlannedStep, image: images_pb2.Image, score: float | None) -> None:
-        """Put a result into the journal, inline or, if it is large, as a blob. A blob is a file, so raw stays inline."""
+        """Tell a result, inline or, if it is large, as a blob; raw ones stay inline, as a blob is a file."""
         if image.WhichOneof("source") == "encoded" and picture_bytes(image) > self._inline_limit:
             image = images_pb2.Image(blob_id=await self._blobs.put(image.encoded))
         self._journal.append_result(planned.name, image, gives(planned.step), score)
