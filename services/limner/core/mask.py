@@ -104,10 +104,9 @@ def _grow_grey(part: Mask, radius: int) -> Mask:
 
 def _distance(covered: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return (height, width) float32: pixels from each pixel's centre to that of the nearest covered one, exactly."""
-    return np.asarray(
-        cv2.distanceTransform(np.where(covered, np.uint8(0), np.uint8(1)), cv2.DIST_L2, cv2.DIST_MASK_PRECISE),
-        np.float32,
-    )
+    distance: NDArray[np.float32]
+    distance = cv2.distanceTransform((~covered).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # type: ignore[assignment]
+    return distance
 
 
 def _just_above(radius: int) -> float:
@@ -117,7 +116,13 @@ def _just_above(radius: int) -> float:
 
 def shrink(mask: Mask, radius: int) -> Mask:
     """Return the smallest value within `radius` pixels of each pixel. The picture's border doesn't eat into it."""
-    return invert(grow(invert(mask), radius))
+    covered = bounds(mask)
+    if covered is None or radius < 1:
+        return mask.copy()
+    box = covered.grown(1, Size(mask.shape[1], mask.shape[0]))  # nothing beyond is nearer than that pixel
+    shrunk = mask.copy()
+    shrunk[box.slices()] = invert(grow(invert(mask[box.slices()]), radius))
+    return shrunk
 
 
 def feather(mask: Mask, radius: int) -> Mask:
@@ -150,7 +155,8 @@ def _nearest_value(part: Mask) -> NDArray[np.float32]:
     _, labels = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)
     value_of_label = np.zeros(int(labels.max()) + 1, np.float32)
     value_of_label[labels[part > 0]] = part[part > 0]
-    return value_of_label[labels]
+    nearest: NDArray[np.float32] = value_of_label[labels]
+    return nearest
 
 
 def combine(masks: Sequence[Mask], how: Literal["union", "intersection", "difference"]) -> Mask:
@@ -180,7 +186,7 @@ def combine(masks: Sequence[Mask], how: Literal["union", "intersection", "differ
 
 def bounds(mask: Mask) -> Box | None:
     """Return the smallest box around all that isn't 0, or None."""
-    x, y, width, height = cv2.boundingRect(mask)
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask))
     return Box(x, y, width, height) if width else None
 
 
@@ -190,27 +196,31 @@ def neighbourhoods(mask: Mask, margin: int | Callable[[Box], int]) -> list[Box]:
 
     Of more than a few thousand holes (noise) those near each other share a box from the start: time stays bounded.
     """
-    size = Size(mask.shape[1], mask.shape[0])
-    _, _, stats, centres = cv2.connectedComponentsWithStats((mask > 0).astype(np.uint8), connectivity=8)
+    covered = bounds(mask)
+    if covered is None:
+        return []
+    part = (mask[covered.slices()] > 0).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
     holes = stats[1:, :4].astype(np.int64)
     holes[:, 2:] += holes[:, :2]  # left, top, right, bottom
     if len(holes) > _MANY_HOLES:
-        holes = _gathered(holes, np.asarray(centres[1:], np.float64), size)
+        holes = _gathered(holes)
+    holes += (covered.x, covered.y, covered.x, covered.y)
     boxes = [Box(left, top, right - left, bottom - top) for left, top, right, bottom in holes.tolist()]
+    size = Size(mask.shape[1], mask.shape[0])
     grown = [box.grown(margin(box) if callable(margin) else margin, size) for box in boxes]
     return sorted(_merged(grown), key=lambda box: (box.y, box.x))
 
 
-def _gathered(holes: NDArray[np.int64], centres: NDArray[np.float64], size: Size) -> NDArray[np.int64]:
-    """Return the boxes (n, 4) around holes whose centres (n, 2) share a cell of a grid of 64 × 64."""
-    cells = (centres * 64 / (size.width, size.height)).astype(np.int64)
-    _, cell = np.unique(cells[:, 1] * 64 + cells[:, 0], return_inverse=True)
-    gathered = np.empty((int(cell.max()) + 1, 4), np.int64)
-    gathered[:, :2] = max(size.width, size.height)
-    gathered[:, 2:] = 0
-    np.minimum.at(gathered[:, :2], cell, holes[:, :2])
-    np.maximum.at(gathered[:, 2:], cell, holes[:, 2:])
-    return gathered
+def _gathered(holes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the boxes (n, 4) around those holes (m, 4) whose middles share a cell of a grid of 64 × 64."""
+    middles = holes[:, :2] + holes[:, 2:]  # doubled
+    cells = middles * 64 // (middles.max(axis=0) + 1)
+    cell = cells[:, 1] * 64 + cells[:, 0]
+    order = np.argsort(cell, kind="stable")
+    firsts = np.flatnonzero(np.diff(cell[order], prepend=-1))
+    sides = holes[order]
+    return np.hstack([np.minimum.reduceat(sides[:, :2], firsts), np.maximum.reduceat(sides[:, 2:], firsts)])
 
 
 def _merged(boxes: Sequence[Box]) -> list[Box]:

@@ -116,4 +116,4 @@ def eight_bits(pixels: Pixels) -> NDArray[np.uint8]:
 
 def sixteen_bits(pixels: Pixels) -> NDArray[np.uint16]:
     """Return uint16 of uint8 or uint16: v * 257, so that white stays white."""
-    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * np.uint16(257)
+    return pixels if pixels.dtype == np.uint16 else np.multiply(pixels, 257, dtype=np.uint16)

@@ -31,8 +31,10 @@ def resize(pixels: Pixels, size: Size, *, method: Method) -> Pixels:
     height, width, channels = pixels.shape
     if size == Size(width, height):
         return pixels.copy()
-    if pixels.dtype == np.uint8 and channels == 3:
-        return np.array(Image.fromarray(pixels).resize((size.width, size.height), _KERNELS[method]))
+    if pixels.dtype == np.uint8 and channels in (1, 3):
+        image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
+        resized = np.array(image.resize((size.width, size.height), _KERNELS[method]))
+        return resized.reshape(size.height, size.width, channels)
     maximum = np.iinfo(pixels.dtype).max
     resized = np.empty((size.height, size.width, channels), pixels.dtype)
     alpha = pixels[:, :, -1].astype(np.float32) if channels in (2, 4) else None
