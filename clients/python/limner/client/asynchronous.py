@@ -51,7 +51,7 @@ def _helper(
     async def run_job(self: AsyncClient, /, *args: _P.args, **kwargs: _P.kwargs) -> bytes:
         return await self.run_job(write(*args, **kwargs))
 
-    run_job.__name__, run_job.__doc__ = write.__name__, write.__doc__
+    jobs.present_as(run_job, write)
     return run_job
 
 

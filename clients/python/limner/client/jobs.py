@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from limner.client.pictures import ImageSource
@@ -139,6 +140,15 @@ def convert(
     """Encodes anew, as `png`, `jpeg`, `webp`, `tiff` or `bmp`, with 8 or 16 bits a channel."""
     step = router_pb2.Step(name="convert", convert=router_pb2.ConvertStep())
     return _single(step, image, format, quality, bit_depth)
+
+
+def present_as(method: Callable[..., object], write: Callable[..., Job]) -> None:
+    """Gives a client's method the name, documentation and signature of the function here that it runs."""
+    signature = inspect.signature(write)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = [itself, *signature.parameters.values()]
+    method.__name__, method.__doc__ = write.__name__, write.__doc__
+    method.__dict__["__signature__"] = signature.replace(parameters=parameters, return_annotation="bytes")
 
 
 def _single(

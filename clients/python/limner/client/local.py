@@ -52,9 +52,10 @@ class LocalServers:
     """Runs services until the block is left.
 
     `config` is the TOML file that each of them reads; `environment` is added to the processes' own. By default each
-    listens on a free port; with `free_ports=False` on its configured or usual one plus `port_offset`. Logs go to
-    `log_dir/SERVICE.log`, by default in a temporary directory that goes with the block, and line by line to `on_line`.
-    Leaving the block, or the death of this process, stops them all.
+    listens on a free port, and the router keeps its blobs in a temporary directory that goes with the block; with
+    `free_ports=False` ports are the configured or usual ones plus `port_offset`. Logs go to `log_dir/SERVICE.log`, by
+    default in the temporary directory, and line by line to `on_line`. Leaving the block, or the death of this process,
+    stops them all; an object is good for one block.
     """
 
     def __init__(
@@ -78,20 +79,19 @@ class LocalServers:
         self._on_line = on_line
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if log_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="limner-logs-")
-            log_dir = self._temporary.name
-        self.log_dir = Path(log_dir)
+        self._temporary = tempfile.TemporaryDirectory(prefix="limner-", ignore_cleanup_errors=True)
+        self.log_dir = Path(log_dir or self._temporary.name)
         self.log_dir.mkdir(parents=True, exist_ok=True)
+        own: dict[str, str] = {}
         if free_ports:
             ports = dict(zip(services, find_free_ports(len(services)), strict=True))
+            own["LIMNER_ROUTER_BLOB_DIR"] = str(Path(self._temporary.name) / "blobs")
         else:
             ports = {name: port + port_offset for name, port in configured_ports(self._config, services).items()}
         self._services = {name: _Service(name, ports[name], self.log_dir / f"{name}.log") for name in services}
         # The router finds the servers that are started here; others are where its configuration says.
-        places = {f"LIMNER_ROUTER_{name.upper()}": self.address(name) for name in services if name != "router"}
-        self._environment = {**os.environ, **places, **(environment or {})}
+        own |= {f"LIMNER_ROUTER_{name.upper()}": self.address(name) for name in services if name != "router"}
+        self._environment = {**os.environ, **own, **(environment or {})}
 
     def __enter__(self) -> LocalServers:
         self.start()
@@ -188,9 +188,7 @@ class LocalServers:
     def stop(self) -> None:
         """Asks all to finish what they do and stop, then makes them. Does nothing if they are stopped."""
         self._stop(self._services.values())
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary = None
+        self._temporary.cleanup()
 
     def _start(self, service: _Service) -> None:
         command = [sys.executable, "-m", "limner.client.child", f"limner.{service.name}", "--port", str(service.port)]

@@ -36,7 +36,7 @@ def _helper(write: Callable[_P, Job]) -> Callable[Concatenate[Client, _P], bytes
     def run_job(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> bytes:
         return self.run_job(write(*args, **kwargs))
 
-    run_job.__name__, run_job.__doc__ = write.__name__, write.__doc__
+    jobs.present_as(run_job, write)
     return run_job
 
 
