@@ -221,19 +221,16 @@ def test_leaving_the_block_cancels_the_run(client, router):
     assert router.cancelled == [run.run_id]
 
 
-def test_leaving_before_the_first_event_cancels_too(router):
-    async def leave():
-        router.answering.clear()
-        async with AsyncClient(router.address) as client, client.run(upscale_twice(), {"source": PNG}) as run:
-            waiting = asyncio.ensure_future(anext(run))
-            await asyncio.sleep(0)  # under way, nothing has come
-            while not run._sent:
-                await asyncio.sleep(0)
-            waiting.cancel()
-            await asyncio.wait([waiting])
-
+async def test_leaving_before_the_first_event_cancels_too(router):
     router.gate.clear()
-    asyncio.run(leave())
+    router.answering.clear()
+    async with AsyncClient(router.address) as client, client.run(upscale_twice(), {"source": PNG}) as run:
+        waiting = asyncio.ensure_future(anext(run))
+        while not router.requests:  # noqa: ASYNC110  (no event tells it: that is the case here)
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        router.answering.set()
     assert router.cancelled == ["run-1"]
 
 
