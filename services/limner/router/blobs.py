@@ -325,16 +325,17 @@ class BlobStore:
             return upload.size, True
 
     async def _finish(self, blob_id: str, upload: _Upload) -> None:
-        path = self._path(blob_id)
+        path, now = self._path(blob_id), self._clock()
 
         def move() -> None:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             upload.path.replace(path)
+            os.utime(path, (now, now))
 
         await self._to_disk(move)
         # It may be there already, damaged or about to go, and pinned by those who use it: theirs is this object.
-        blob = self._blobs.setdefault(blob_id, _Blob(upload.size, self._clock()))
-        blob.last_used, blob.doomed, blob.verified = self._clock(), False, True
+        blob = self._blobs.setdefault(blob_id, _Blob(upload.size, now))
+        blob.last_used, blob.doomed, blob.verified = now, False, True
         self._blobs.move_to_end(blob_id)
 
     async def _to_disk(self, work: Callable[[], T]) -> T:

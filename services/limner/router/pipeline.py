@@ -87,7 +87,7 @@ def plan(request: router_pb2.RunRequest, has_blob: Callable[[str], bool]) -> Pla
         *_source_faults(steps, request.inputs),
         *_output_faults(request),
     ]
-    order, cycles = _order(steps)
+    order, cycles = _order(steps, request.inputs)
     faults += cycles
     gone = _gone_blobs(request, has_blob)
     if faults:
@@ -182,7 +182,7 @@ def _unknown_enums(message: Message, path: str) -> Iterator[tuple[str, int]]:
 
 def _source_faults(steps: list[router_pb2.Step], inputs: Any) -> Iterator[FieldViolation]:
     """Yield slots that name nothing, or something of the wrong kind."""
-    known = {step.name: step for step in reversed(steps)}
+    known = {step.name: step for step in reversed(steps) if step.name not in inputs}
     for i, step in enumerate(steps):
         if not operation_name(step):
             continue
@@ -216,9 +216,9 @@ def _output_faults(request: router_pb2.RunRequest) -> Iterator[FieldViolation]:
         seen.add(name)
 
 
-def _order(steps: list[router_pb2.Step]) -> tuple[list[str], list[FieldViolation]]:
+def _order(steps: list[router_pb2.Step], inputs: Any) -> tuple[list[str], list[FieldViolation]]:
     """Return the steps' names, each after those it takes from, and a fault for every cycle."""
-    index = {step.name: i for i, step in reversed(list(enumerate(steps)))}
+    index = {step.name: i for i, step in reversed(list(enumerate(steps))) if step.name not in inputs}
     # Dicts for their order: the same request gives the same plan.
     graph = {
         name: dict.fromkeys(

@@ -153,6 +153,8 @@ class Pool:
             ("grpc.max_send_message_length", self._settings.max_message_bytes),
             ("grpc.keepalive_time_ms", round(self._settings.keepalive_time * 1000)),
             ("grpc.keepalive_timeout_ms", round(self._settings.keepalive_timeout * 1000)),
+            # The one that counts: keepalive_timeout alone left a frozen server unnoticed for a minute.
+            ("grpc.http2.ping_timeout_ms", round(self._settings.keepalive_timeout * 1000)),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 1000),  # also the time a connection has to come about
