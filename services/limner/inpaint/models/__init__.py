@@ -1,0 +1,10 @@
+"""The models of this server by the names that requests use."""
+
+from limner.inpaint.filler import FillerSource
+from limner.inpaint.models import navier_stokes, patchmatch, telea
+
+MODELS: dict[str, FillerSource] = {
+    "patchmatch": patchmatch,
+    "telea": telea,
+    "navier-stokes": navier_stokes,
+}

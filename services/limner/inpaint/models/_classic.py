@@ -1,0 +1,36 @@
+"""OpenCV's two classic algorithms behind one call. Knows nothing of cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.core.picture import Pixels
+from limner.inpaint.filler import Options, Window
+
+_READS_A_STEP = 60_000_000  # pixels read in about a second: each filled one looks at a square around it
+
+
+def window(options: Options) -> Window:
+    """Return smaller blocks for larger radii, since time grows with the radius' square."""
+    reach = int(options.radius) + 2
+    return Window(min(isqrt(_READS_A_STEP) // (2 * reach + 1), 2048), reach)
+
+
+@dataclass(frozen=True)
+class Classic:
+    """`cv2.inpaint` with one of its flags. 8 bits in one pass; 16 bits channel by channel, all it offers there."""
+
+    flag: int
+
+    def fill(self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, check: Callable[[], None]) -> Pixels:
+        mask = hole.astype(np.uint8)
+        if pixels.dtype == np.uint8:
+            return cv2.inpaint(pixels, mask, options.radius, self.flag).reshape(pixels.shape)
+        planes = [cv2.inpaint(plane, mask, options.radius, self.flag) for plane in cv2.split(pixels)]
+        return np.stack(planes, axis=2)

@@ -1,0 +1,127 @@
+"""`limner.v1.InpaintService`: requests to core types and back, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import numpy as np
+
+from limner.core.codec import Limits
+from limner.core.errors import BadArgument, FieldViolation
+from limner.core.mask import Mask, check_mask
+from limner.core.picture import Picture
+from limner.core.placement import Placement
+from limner.engine.catalog import Catalog
+from limner.inpaint.filler import FillerSource, Options
+from limner.inpaint.strategy import Plan, Strategy, inpaint, plan
+from limner.runtime.call import Work, stream
+from limner.runtime.device import Device
+from limner.runtime.images import mask_from_proto, picture_from_proto, picture_to_proto
+from limner.runtime.job import Job
+from limner.runtime.messages import check_enum
+from limner.v1 import images_pb2, inpaint_pb2, inpaint_pb2_grpc
+
+STRATEGIES = {
+    inpaint_pb2.INPAINT_STRATEGY_UNSPECIFIED: Strategy.AUTO,
+    inpaint_pb2.INPAINT_STRATEGY_AUTO: Strategy.AUTO,
+    inpaint_pb2.INPAINT_STRATEGY_ORIGINAL: Strategy.ORIGINAL,
+    inpaint_pb2.INPAINT_STRATEGY_RESIZE: Strategy.RESIZE,
+    inpaint_pb2.INPAINT_STRATEGY_CROP: Strategy.CROP,
+}
+DEFAULT_RADIUS = 4.0
+RANGES = {"crop_margin_px": (0, 4096), "resize_limit_px": (64, 8192), "radius_px": (1, 100)}
+
+
+@dataclass(frozen=True)
+class Input:
+    """A request, read."""
+
+    picture: Picture
+    mask: Mask
+    plan: Plan
+
+
+class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
+    """Fills what a mask covers, one call at a time on its device."""
+
+    def __init__(self, models: Mapping[str, FillerSource], catalog: Catalog, device: Device, limits: Limits) -> None:
+        self._models = models
+        self._catalog = catalog
+        self._device = device
+        self._limits = limits
+
+    async def Inpaint(
+        self, request: inpaint_pb2.InpaintRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[inpaint_pb2.InpaintResponse]:
+        seed = request.options.seed if request.options.HasField("seed") else None
+        responses = stream(
+            context,
+            self._device,
+            inpaint_pb2.InpaintResponse,
+            self._work(request),
+            seed=seed,
+            previews=request.previews,
+        )
+        async for response in responses:
+            yield response
+
+    def _work(self, request: inpaint_pb2.InpaintRequest) -> Work[Input, Picture, inpaint_pb2.InpaintResult]:
+        asked = request.options
+        check_options(asked)
+        check_output(request.output)
+        card = self._catalog.card(asked.model if asked.HasField("model") else None, "inpaint")
+        radius = asked.radius_px if asked.HasField("radius_px") else DEFAULT_RADIUS
+        window = self._models[card.name].window(Options(radius))
+
+        def decode(job: Job) -> Input:
+            picture = picture_from_proto(request.image, self._limits)
+            mask = mask_from_proto(request.mask, self._limits)
+            check_mask(mask, picture.size)
+            how = plan(
+                mask,
+                STRATEGIES[asked.strategy],
+                window,
+                margin=asked.crop_margin_px if asked.HasField("crop_margin_px") else None,
+                resize_limit=asked.resize_limit_px if asked.HasField("resize_limit_px") else None,
+            )
+            return Input(picture, mask, how)
+
+        def run(job: Job, given: Input) -> Picture:
+            model = self._catalog.get(card.name)
+            return inpaint(given.picture, given.mask, given.plan, model, window, Options(radius, job.seed), job)
+
+        def placement(given: Input) -> Placement:
+            where = self._catalog.placement(card.name)
+            return replace(where, reason=f"{where.reason}; {given.plan.reason}")
+
+        return Work(
+            decode=decode,
+            run=run,
+            encode=lambda job, picture: inpaint_pb2.InpaintResult(image=picture_to_proto(picture, request.output)),
+            placement=placement,
+            model=card.name,
+            digest=card.digest,
+        )
+
+
+def check_options(options: inpaint_pb2.InpaintOptions) -> None:
+    """Raise BadArgument, with every fault as a violation, unless the options are within the proto's ranges."""
+    check_enum(inpaint_pb2.InpaintStrategy, options.strategy, field="options.strategy")
+    violations = [
+        FieldViolation(
+            f"options.{field.name}", f"is {value:g}; give {RANGES[field.name][0]} to {RANGES[field.name][1]}"
+        )
+        for field, value in options.ListFields()
+        if field.name in RANGES and not RANGES[field.name][0] <= value <= RANGES[field.name][1]
+    ]
+    if violations:
+        faults = ", ".join(f"{violation.field} {violation.description}" for violation in violations)
+        raise BadArgument(faults, violations=violations)
+
+
+def check_output(output: images_pb2.OutputOptions) -> None:
+    """Raise BadArgument for what no picture can be encoded as, before any work is done: one black pixel is tried."""
+    picture_to_proto(Picture(np.zeros((1, 1, 1), np.uint8)), output)

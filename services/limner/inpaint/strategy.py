@@ -1,0 +1,187 @@
+"""How much of a picture a model sees, and at what size: the whole, the whole reduced, or the neighbourhoods of holes.
+
+`plan` decides and says why, from the mask alone; `inpaint` carries it out. A model's cost is that of what it sees, and
+all other work here follows the holes, so that a small hole in a large picture costs what it costs in a small one.
+Knows no particular model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.core.blend import blend
+from limner.core.errors import BadMask
+from limner.core.geometry import Box, Size
+from limner.core.mask import Mask, bounds, neighbourhoods
+from limner.core.picture import Picture, Pixels
+from limner.core.resample import resize
+from limner.inpaint.filler import Filler, Options, Window
+from limner.inpaint.windows import blocks, fill
+from limner.runtime.job import Job
+
+DEFAULT_MARGIN = 128
+DEFAULT_RESIZE_LIMIT = 1280
+_MOST = 0.5  # neighbourhoods of more than this part of a picture are not worth cutting out
+
+
+class Strategy(Enum):
+    """What a request asks for."""
+
+    AUTO = "auto"
+    ORIGINAL = "original"
+    RESIZE = "resize"
+    CROP = "crop"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the picture for the model, which sees it at `size`, or at its own where that is the same.
+
+    Region(Box(100, 50, 400, 300), Size(400, 300))
+    Region(Box(0, 0, 4000, 3000), Size(1280, 960))
+    """
+
+    box: Box
+    size: Size
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the model sees it smaller than it is."""
+        return self.size != self.box.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The regions, which don't overlap and hold every hole, and why they are as they are."""
+
+    regions: tuple[Region, ...]
+    reason: str
+
+
+def plan(
+    mask: Mask, strategy: Strategy, window: Window, *, margin: int | None = None, resize_limit: int | None = None
+) -> Plan:
+    """Return what the model is to see.
+
+    `mask` is (height, width) uint8. `window` is what the model works on in one step: `AUTO` cuts out neighbourhoods and
+    reduces those that are larger. `margin` in pixels is for `CROP` and `AUTO`, by default 128, and a quarter of
+    the hole's longer side where that is more. `resize_limit` is the longer side for `RESIZE`, by default 1280.
+    Raises BadMask for a mask that covers everything: there is nothing to fill from.
+    """
+    if mask.all():
+        raise BadMask("the mask covers the whole picture; leave a part of it black to fill from", field="mask")
+    size = Size(mask.shape[1], mask.shape[0])
+    whole = Box(0, 0, size.width, size.height)
+    if strategy is Strategy.ORIGINAL:
+        return Plan((Region(whole, size),), "original, as asked: the model sees the whole picture")
+    if strategy is Strategy.RESIZE:
+        region = Region(whole, _reduced(size, resize_limit or DEFAULT_RESIZE_LIMIT))
+        return Plan((region,), f"resize, as asked: the model sees {_words(region.size)} of {_words(size)}")
+    boxes = neighbourhoods(mask, lambda hole: _margin(hole, margin))
+    if strategy is Strategy.CROP:
+        return Plan(tuple(Region(box, box.size) for box in boxes), f"crop, as asked: {_count(boxes)} at full size")
+    return _automatic(mask, boxes, window)
+
+
+def _automatic(mask: Mask, boxes: list[Box], window: Window) -> Plan:
+    size = Size(mask.shape[1], mask.shape[0])
+    part = sum(box.area for box in boxes) / size.pixels
+    if part > _MOST and max(size.width, size.height) <= window.side:
+        whole = Box(0, 0, size.width, size.height)
+        why = f"auto: original, since the holes' neighbourhoods are {part:.0%} of {_words(size)}"
+        return Plan((Region(whole, size),), why)
+    regions = tuple(
+        Region(box, _reduced(box.size, window.side) if _is_bulky(mask, box, window) else box.size) for box in boxes
+    )
+    why = f"auto: crop, {_count(boxes)}, {max(part, 0.001):.1%} of {_words(size)}"
+    if bulky := sum(region.reduced for region in regions):
+        why += f"; reduced to {window.side} for the model: {bulky}, whose holes are large"
+    return Plan(regions, why)
+
+
+def _is_bulky(mask: Mask, box: Box, window: Window) -> bool:
+    """Say whether a hole is too large to be filled at full size: block by block it would lose its structure.
+
+    Long thin ones, such as scratches, are not: every block has known pixels on both sides.
+    """
+    if max(box.width, box.height) <= window.side:
+        return False
+    hole = (mask[box.slices()] > 0).astype(np.uint8)
+    thickness = 2 * float(cv2.distanceTransform(hole, cv2.DIST_L2, cv2.DIST_MASK_3).max())
+    return thickness > window.block / 2
+
+
+def _margin(hole: Box, asked: int | None) -> int:
+    """Return how far around a hole the model sees. At least a pixel: one must be known."""
+    return max(DEFAULT_MARGIN, max(hole.width, hole.height) // 4) if asked is None else max(asked, 1)
+
+
+def _reduced(size: Size, limit: int) -> Size:
+    return size.scaled(min(1.0, limit / max(size.width, size.height)))
+
+
+def _words(size: Size) -> str:
+    return f"{size.width} × {size.height}"
+
+
+def _count(boxes: list[Box]) -> str:
+    return "1 neighbourhood" if len(boxes) == 1 else f"{len(boxes)} neighbourhoods"
+
+
+def inpaint(
+    picture: Picture, mask: Mask, plan: Plan, model: Filler, window: Window, options: Options, job: Job
+) -> Picture:
+    """Return the picture with what the mask covers filled; where the mask is 0 it is the same, alpha included.
+
+    The model's hole is wherever the mask isn't 0. Where it is between 0 and 255, the fill is blended in.
+    """
+    pixels = picture.pixels.copy()
+    seen = [_seen(picture, mask, region) for region in plan.regions]
+    steps = [blocks(hole, window) for _, hole in seen]
+    done = 0
+
+    def fill_part(part: Pixels, hole: NDArray[np.bool_]) -> Pixels:
+        return model.fill(part, hole, options, job.check)
+
+    with job.stage("inpaint", sum(map(len, steps))) as report:
+
+        def step_done() -> None:
+            nonlocal done
+            done += 1
+            report(done)
+
+        for region, (part, hole), its_steps in zip(plan.regions, seen, steps, strict=True):
+            filled = fill(part, hole, its_steps, window.side, fill_part, step_done)
+            enlarged = resize(filled, region.box.size, method="cubic") if region.reduced else filled
+            _blend(pixels[region.box.slices()], enlarged, mask[region.box.slices()])
+    return picture.with_pixels(pixels)
+
+
+def _seen(picture: Picture, mask: Mask, region: Region) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Return what the model sees of a region: colours (height, width, 1 or 3), and where the hole is (height, width).
+
+    Reducing weighs known pixels only, so that nothing of what is to go shines into what stays; a pixel is known if at
+    least half of it was.
+    """
+    colours = picture.channels - picture.has_alpha
+    part = picture.pixels[region.box.slices()][:, :, :colours]
+    hole = mask[region.box.slices()] > 0
+    if not region.reduced:
+        return np.ascontiguousarray(part), hole
+    known = np.where(hole, 0, picture.maximum).astype(part.dtype)[:, :, None]
+    small = resize(np.concatenate([part, known], axis=2), region.size, method="area")
+    weight = small[:, :, -1]
+    return np.ascontiguousarray(small[:, :, :-1]), weight < min(picture.maximum // 2, int(weight.max()))
+
+
+def _blend(pixels: Pixels, filled: Pixels, mask: Mask) -> None:
+    """Blend a region's fill into its pixels, (height, width, channels), a view of the result."""
+    covered = bounds(mask)
+    if covered is not None:
+        inside = covered.slices()
+        pixels[inside] = blend(Picture(pixels[inside]), filled[inside], mask[inside]).pixels

@@ -1,0 +1,70 @@
+"""Large holes in bounded steps: block by block from the border inwards, each with what is known around it.
+
+A step cannot be stopped, so a cancelled call ends after one step at the latest. Knows no particular model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.core.geometry import Box, Size
+from limner.core.mask import bounds
+from limner.core.picture import Pixels
+from limner.inpaint.filler import Window
+
+
+def blocks(hole: NDArray[np.bool_], window: Window) -> list[Box]:
+    """Return what is to be filled step by step, in order; one block around all holes if one step can see everything.
+
+    Those nearest to known pixels come first, so that each block has some in sight: the picture's own, or filled ones.
+    """
+    height, width = hole.shape
+    covered = bounds(hole.view(np.uint8))
+    if covered is None or max(height, width) <= window.side:
+        return [covered] if covered else []
+    depth = cv2.distanceTransform(hole.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3)
+    found = []
+    for y in range(covered.y, covered.bottom, window.block):
+        for x in range(covered.x, covered.right, window.block):
+            block = Box(x, y, min(window.block, covered.right - x), min(window.block, covered.bottom - y))
+            inside = depth[block.slices()]
+            if inside.any():
+                found.append((float(inside[inside > 0].min()), block))
+    return [block for _, block in sorted(found, key=lambda entry: entry[0])]
+
+
+def fill(
+    pixels: Pixels,
+    hole: NDArray[np.bool_],
+    steps: list[Box],
+    side: int,
+    fill_part: Callable[[Pixels, NDArray[np.bool_]], Pixels],
+    step_done: Callable[[], None],
+) -> Pixels:
+    """Return `pixels`, (height, width, 1 or 3), with the hole, (height, width) bool, filled in the given steps.
+
+    `fill_part` is given at most `side` × `side` pixels and their hole; it returns them filled.
+    """
+    size = Size(hole.shape[1], hole.shape[0])
+    filled, unknown = pixels.copy(), hole.copy()
+    for block in steps:
+        view = _view(block, size, side)
+        seen = fill_part(np.ascontiguousarray(filled[view.slices()]), unknown[view.slices()].copy())
+        inner = Box(block.x - view.x, block.y - view.y, block.width, block.height).slices()
+        wanted = unknown[block.slices()]
+        filled[block.slices()][wanted] = seen[inner][wanted]
+        wanted[...] = False  # a view of `unknown`: it is known from now on
+        step_done()
+    return filled
+
+
+def _view(block: Box, size: Size, side: int) -> Box:
+    """Return the box that a step sees: `side` pixels with the block in the middle, as far as there are so many."""
+    width, height = min(side, size.width), min(side, size.height)
+    x = min(max(block.x + (block.width - width) // 2, 0), size.width - width)
+    y = min(max(block.y + (block.height - height) // 2, 0), size.height - height)
+    return Box(x, y, width, height)
