@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -71,10 +72,12 @@ def decode(data: bytes, limits: Limits = Limits(), *, field: str = "image") -> P
     except (BadImage, ImageTooLarge):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        actual = re.search(r"\d+", str(error))
         raise ImageTooLarge(
-            f"the image unpacks to far more than is accepted ({error}); send a smaller one",
+            f"the image unpacks to {actual[0] if actual else 'too many'} pixels; {limits.max_pixels} are accepted, "
+            "so send a smaller one",
             field=field,
-            metadata={"limit": str(limits.max_pixels), "actual": "unknown"},
+            metadata={"limit": str(limits.max_pixels), "actual": actual[0] if actual else "unknown"},
         ) from error
     except MemoryError as error:
         raise ImageTooLarge("the image needs more memory than there is; send a smaller one", field=field) from error
@@ -84,7 +87,8 @@ def decode(data: bytes, limits: Limits = Limits(), *, field: str = "image") -> P
             field=field,
         ) from error
     except Exception as error:  # decoders raise anything on damaged files: struct.error, IndexError, SyntaxError, ...
-        raise BadImage(f"the image is cut off or damaged ({error}); send the whole file again", field=field) from error
+        what = str(error)[:200]
+        raise BadImage(f"the image is cut off or damaged ({what}); send the whole file again", field=field) from error
 
 
 def _too_large(what: str, limit: int, actual: int, unit: str, field: str) -> ImageTooLarge:

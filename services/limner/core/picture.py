@@ -38,11 +38,11 @@ class Picture:
         pixels = self.pixels
         if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or min(pixels.shape) < 1:
             raise ValueError(f"pixels of shape {pixels.shape}; (height, width, 1 to 4) is wanted")
-        if pixels.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"pixels of {pixels.dtype}; uint8 or uint16 is wanted")
+        dtype = pixels.dtype.newbyteorder("=")
+        if dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"pixels of {dtype}; uint8 or uint16 is wanted")
         if not pixels.flags.c_contiguous or not pixels.dtype.isnative:
-            native = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
-            object.__setattr__(self, "pixels", native)
+            object.__setattr__(self, "pixels", np.ascontiguousarray(pixels, dtype=dtype))
 
     @property
     def width(self) -> int:
