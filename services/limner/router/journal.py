@@ -40,8 +40,8 @@ class Journal:
         """Add an event; `kind` is its name in RunEvent (`started`), `step` is empty for the run as a whole."""
         event = self._add(step)
         field = getattr(event, kind)
-        field.SetInParent()
-        field.MergeFrom(message)
+        field.SetInParent()  # an empty message is an event too
+        field.CopyFrom(message)
         if kind == "preview":
             self._supersede(step, event.preview)
         self._bell.ring()

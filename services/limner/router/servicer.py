@@ -48,7 +48,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         run.join(context.time_remaining())
         try:
             async for response in self._runs.read(run, request.after_sequence):
-                yield router_pb2.WatchRunResponse(event=response.event)
+                copied = router_pb2.WatchRunResponse()
+                copied.event.CopyFrom(response.event)
+                yield copied
         finally:
             run.leave()
 
