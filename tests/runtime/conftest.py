@@ -76,7 +76,10 @@ class Servicer(InpaintServiceServicer):
         self, request: InpaintRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[InpaintResponse]:
         seed = request.options.seed if request.options.HasField("seed") else None
-        async for response in stream(context, self._device, InpaintResponse, self._model.work(request), seed=seed):
+        work = self._model.work(request)
+        async for response in stream(
+            context, self._device, InpaintResponse, work, seed=seed, previews=request.previews
+        ):
             yield response
 
 
@@ -87,12 +90,8 @@ class House:
         self.server, self.device, self.model, self.channel = server, device, model, channel
         self.stub = InpaintServiceStub(channel)
 
-    def call(self, data: bytes = b"abc", **options: object) -> grpc.aio.UnaryStreamCall:
-        return self.stub.Inpaint(request(data), **options)
-
-
-def request(data: bytes = b"abc") -> InpaintRequest:
-    return InpaintRequest(image=Image(encoded=data))
+    def call(self, data: bytes = b"abc", *, previews: bool = False, **options: object) -> grpc.aio.UnaryStreamCall:
+        return self.stub.Inpaint(InpaintRequest(image=Image(encoded=data), previews=previews), **options)
 
 
 @pytest.fixture
@@ -117,8 +116,9 @@ async def house(model: Model, config: ServerConfig) -> AsyncIterator[House]:
 
         server.on_stop(close)
 
+    options = [("grpc.max_receive_message_length", -1)]
     async with (
         await start("inpaint", config, build) as server,
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options) as channel,
     ):
         yield House(server, device, model, channel)

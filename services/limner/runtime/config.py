@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import cattrs
-from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 
 from limner.runtime.cpus import cpu_count
 
@@ -161,7 +160,7 @@ def _structure(
     for key, value in values.items():
         try:
             values[key] = _converter().structure(value, types_by_key[key])
-        except (BaseValidationError, ForbiddenExtraKeysError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever cattrs says of it, with one meaning: it does not fit
             raise ConfigError(f"{origins[key]}: is {value!r}; give {_describe(types_by_key[key])}") from error
     try:
         return kind(**values)

@@ -131,23 +131,27 @@ class Device:
         ticket = self._running = self._line.popleft()
         self._running_since = time.monotonic()
         ticket._function = None
-        self._thread.submit(self._work, ticket, function, asyncio.get_running_loop())
+        self._thread.submit(self._work, ticket, [function], asyncio.get_running_loop())
         self._line_changed()
 
-    def _work(self, ticket: Ticket, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
-        """On the device's thread: do the work, and hand what comes of it to the event loop."""
-        result: Any = None
-        error: BaseException | None = None
+    def _work(self, ticket: Ticket, turn: list[Callable[[], Any]], loop: asyncio.AbstractEventLoop) -> None:
+        """On the device's thread: do the work in `turn`, and hand what comes of it to the event loop.
+
+        An error's traceback leads to this frame and to those that called it, so nothing of the work stays in them.
+        """
+        outcome: tuple[Any, Exception | None]
         try:
-            result = _contained(function)
+            outcome = _contained(turn.pop()), None
         except Exception as raised:
-            error = raised
+            outcome = None, raised
         try:
-            loop.call_soon_threadsafe(self._finished, ticket, result, error)
+            loop.call_soon_threadsafe(self._finished, ticket, *outcome)
         except RuntimeError:  # the loop is closed: the process ends and nobody waits
             return
+        finally:
+            del outcome
 
-    def _finished(self, ticket: Ticket, result: Any, error: BaseException | None) -> None:
+    def _finished(self, ticket: Ticket, result: Any, error: Exception | None) -> None:
         self._running = None
         seconds = time.monotonic() - self._running_since
         self._mean_run_s = seconds if self._mean_run_s is None else 0.7 * self._mean_run_s + 0.3 * seconds

@@ -71,32 +71,41 @@ class Interceptor(grpc.aio.ServerInterceptor):
         except LimnerError:
 
             async def unavailable(_: Any, context: Context) -> None:
-                async with _around(self._gate, method, context):
-                    pass
+                async with _around(self._gate, method, context) as ending:
+                    self._gate.check_open()
+                await ending.tell(context)
 
             return grpc.stream_stream_rpc_method_handler(unavailable)
         return None  # gRPC answers UNIMPLEMENTED
 
     def _single(self, method: str, inner: Callable[[Any, Context], Awaitable[Message]]) -> Any:
-        async def behaviour(request: Any, context: Context) -> Message:
-            async with _around(self._gate, method, context):
-                _refuse(request)
+        async def behaviour(request: Any, context: Context) -> Message | None:
+            response = None
+            async with _around(self._gate, method, context) as ending:
+                self._check_request(request)
                 response = await inner(request, context)
                 self._check_size(response)
-                return response
+            await ending.tell(context)
+            return response
 
         return behaviour
 
     def _streamed(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Message]]) -> Any:
         async def behaviour(request: Any, context: Context) -> None:
-            async with _around(self._gate, method, context):
-                _refuse(request)
+            async with _around(self._gate, method, context) as ending:
+                self._check_request(request)
                 async with aclosing(inner(request, context)) as responses:  # type: ignore[type-var]
                     async for response in responses:
                         self._check_size(response)
                         await context.write(response)
+            await ending.tell(context)
 
         return behaviour
+
+    def _check_request(self, request: Any) -> None:
+        self._gate.check_open()
+        if isinstance(request, _Refused):
+            raise request.error
 
     def _check_size(self, response: Message) -> None:
         limit, actual = self._gate.max_message_bytes, response.ByteSize()
@@ -115,9 +124,23 @@ _HANDLERS = {
 }
 
 
+@dataclass
+class _Ending:
+    """How a call ended: with a status, or well."""
+
+    status: status_pb2.Status | None = None
+
+    async def tell(self, context: Context) -> None:
+        """Abort the call if it failed. Outside of `except`: gRPC keeps what abort raises, that would keep the error
+        that led to it, and its traceback the pictures that were worked on."""
+        if self.status is not None:
+            code = status.status_code(self.status)
+            await context.abort(code, self.status.message, status.trailers(self.status))
+
+
 @asynccontextmanager
-async def _around(gate: Gate, method: str, context: Context) -> AsyncIterator[None]:
-    """Stand around one call: what is raised inside ends the call with a status that says so."""
+async def _around(gate: Gate, method: str, context: Context) -> AsyncIterator[_Ending]:
+    """Stand around one call: what is raised inside becomes the status of the ending that it yields."""
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     # gRPC gives every call a task of its own, so what these variables are set to ends with it.
     logs.run_id.set(metadata.get(telemetry.RUN_ID_KEY, ""))
@@ -125,41 +148,30 @@ async def _around(gate: Gate, method: str, context: Context) -> AsyncIterator[No
     name = method.lstrip("/")
     started = time.perf_counter()
     told = "OK"
+    ending = _Ending()
     with gate.hold(), telemetry.server_span(name, metadata) as span:
         try:
-            gate.check_open()
-            yield
+            yield ending
         except asyncio.CancelledError as error:
             if asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 told = "CANCELLED" if context.time_remaining() != 0 else "DEADLINE_EXCEEDED"
                 raise
             # What the call awaited was cancelled, and not the call, which gRPC by itself would then never end.
-            ended = status.to_status(RuntimeError(f"cancelled from inside: {error!r}"))
-            told = status.status_code(ended).name
-            await context.abort(*_told(ended))
-        except grpc.aio.AbortError:
-            told = context.code().name
-            raise
-        except (grpc.aio.InternalError, grpc.aio.UsageError):  # writing failed: the reader is gone
-            told = "CANCELLED"
-            raise
+            ending.status = status.to_status(RuntimeError(f"cancelled from inside: {error!r}"))
+        except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
+            told = "CANCELLED"  # writing failed, as the reader is gone; gRPC logs anything else that is raised
+            raise asyncio.CancelledError from error
         except Exception as error:
-            ended = status.to_status(error)
-            told = status.status_code(ended).name
+            ending.status = status.to_status(error)
             if isinstance(error, Overloaded | Unavailable):
                 telemetry.refused.add(1, {"reason": error.reason})
-            # The traceback leads to frames that lead back to it, with the pictures they work on: let those go now.
-            traceback.clear_frames(error.__traceback__)
-            await context.abort(*_told(ended))
+            traceback.clear_frames(error.__traceback__)  # they lead back to the error, and to pictures
         finally:
+            if ending.status is not None:
+                told = status.status_code(ending.status).name
             seconds = time.perf_counter() - started
             telemetry.call_ended(span, name, told, seconds)
             _log.info("%s %s %.0f ms", name, told, seconds * 1000)
-
-
-def _told(ended: status_pb2.Status) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
-    """Return the arguments of context.abort."""
-    return status.status_code(ended), ended.message, status.trailers(ended)
 
 
 @dataclass(frozen=True)
@@ -188,8 +200,3 @@ def _checked(deserializer: Callable[[bytes], Any], limit: int) -> Callable[[byte
             return _Refused(BadArgument("the request is no message of this method's type; are the stubs of limner.v1?"))
 
     return deserialize
-
-
-def _refuse(request: Any) -> None:
-    if isinstance(request, _Refused):
-        raise request.error

@@ -25,8 +25,9 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # Clients refuse trailers over 8 KiB and then see no reason at all. The message travels twice, once percent-encoded at
 # up to 3 bytes a byte, and the details in base64. All in bytes.
 MESSAGE_LIMIT = 800
-METADATA_LIMIT = 1000  # of one value
+METADATA_LIMIT = 700  # of one value
 DETAILS_LIMIT = 3500
+LEFT_FOR_VIOLATIONS = 2000  # of the details, at least
 
 CODES: dict[type[LimnerError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -97,7 +98,7 @@ def to_status(error: BaseException) -> status_pb2.Status:
     status = status_pb2.Status(code=code_of(told).value[0], message=_cut(told.message, MESSAGE_LIMIT))
     info = error_details_pb2.ErrorInfo(reason=told.reason, domain=DOMAIN)
     for key, value in told.metadata.items():
-        if status.ByteSize() + info.ByteSize() < DETAILS_LIMIT - METADATA_LIMIT:
+        if status.ByteSize() + info.ByteSize() < DETAILS_LIMIT - LEFT_FOR_VIOLATIONS:
             info.metadata[key] = _cut(value, METADATA_LIMIT)
     status.details.append(_packed(info))
     if isinstance(told, errors.Exhausted) and told.retry_after is not None:
