@@ -250,6 +250,16 @@ def test_cancelling_from_another_thread_ends_the_run(client, router):
         run.wait()
 
 
+def test_closing_the_client_ends_what_it_does(router):
+    router.gate.clear()
+    client = Client(router.address)
+    run = client.run(upscale_twice(), {"source": PNG})
+    next(run)
+    threading.Timer(0.1, client.close).start()
+    with pytest.raises(Cancelled, match="the client was closed"):
+        run.wait()
+
+
 def test_a_failed_step_gives_its_event_and_then_its_error(client, router):
     violation = error_details_pb2.BadRequest.FieldViolation(field="steps[0].scale", description="is 99; give 0.1 to 16")
     router.failures["first"] = router.a_status(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -18,7 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from limner.client import jobs, pictures, results
 from limner.client.channel import open_channel, trace_metadata
-from limner.client.errors import RequestFailed, TimedOut, from_rpc_error, from_status, is_lost_connection
+from limner.client.errors import Cancelled, RequestFailed, TimedOut, from_rpc_error, from_status, is_lost_connection
 from limner.client.jobs import Job
 from limner.client.pictures import ImageSource
 from limner.client.results import Result
@@ -179,13 +180,13 @@ class AsyncClient:
         for wait in (0.1, 0.5, 2.0, None):
             request = blobs_pb2.DownloadBlobRequest(blob_id=blob_id, offset_bytes=len(data))
             try:
-                async for piece in stub.DownloadBlob(request, timeout=self.timeout, metadata=trace_metadata()):
-                    data += piece.data
+                with _client_errors(self.address):
+                    async for piece in stub.DownloadBlob(request, timeout=self.timeout, metadata=trace_metadata()):
+                        data += piece.data
                 break
-            except grpc.aio.AioRpcError as error:
-                failure = from_rpc_error(error, self.address)
+            except RequestFailed as failure:
                 if wait is None or not is_lost_connection(failure):
-                    raise failure from None
+                    raise
                 await asyncio.sleep(wait)
         if hashlib.sha256(data).hexdigest() != blob_id:
             raise RequestFailed(grpc.StatusCode.DATA_LOSS, f"blob {blob_id} came damaged; download it again")
@@ -193,10 +194,8 @@ class AsyncClient:
 
     async def call(self, method: Callable[..., Awaitable[_Response]], request: Any) -> _Response:
         """Makes a unary call."""
-        try:
+        with _client_errors(self.address):
             return await method(request, timeout=self.timeout, metadata=trace_metadata())
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, self.address) from None
 
     async def as_image(self, source: ImageSource) -> images_pb2.Image:
         """The message for a picture; a large one is uploaded first."""
@@ -338,10 +337,9 @@ class AsyncRun:
             watch = router_pb2.WatchRunRequest(run_id=self.run_id, after_sequence=self.sequence)
             call = stub.WatchRun(watch, timeout=timeout, metadata=self._metadata)
         try:
-            async for response in call:
-                yield response.event
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, self._client.address) from None
+            with _client_errors(self._client.address):
+                async for response in call:
+                    yield response.event
         finally:
             call.cancel()
 
@@ -359,6 +357,21 @@ class AsyncRun:
             self.seconds[event.step] = _seconds(event.time) - began
         elif kind in ("run_finished", "run_failed"):
             self._ended = True
+
+
+@contextmanager
+def _client_errors(address: str) -> Iterator[None]:
+    """Turns what gRPC raises into RequestFailed. A call whose channel was closed raises CancelledError as if the task
+    had been cancelled, which would end the caller's program without a word."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error, address) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Cancelled(grpc.StatusCode.CANCELLED, "the client was closed during the call") from None
 
 
 def _seconds(time: Timestamp) -> float:

@@ -77,16 +77,14 @@ class RequestFailed(Exception):  # noqa: N818  (says what happened, as the tree 
     def __str__(self) -> str:
         where = f" in step {self.step!r}" if self.step else ""
         lines = [f"{self.reason or self.code.name}{where}: {self.message}"]
-        lines += [f"  {fault.field}: {fault.description}" for fault in self.violations if self._says_more(fault)]
+        for fault in self.violations:
+            # A single fault's description usually is the message.
+            lines.append(f"  {fault.field}" + ("" if fault.description == self.message else f": {fault.description}"))
         if self.retry_after is not None:
             lines.append(f"  try again in {self.retry_after:g} s")
         if "error_id" in self.metadata:
             lines.append(f"  look for {self.metadata['error_id']} in the server's log")
         return "\n".join(lines)
-
-    def _says_more(self, fault: Violation) -> bool:
-        """A single fault often repeats the message; its field is still worth a line unless the message names it."""
-        return len(self.violations) > 1 or fault.description != self.message or fault.field not in self.message
 
 
 class InvalidRequest(RequestFailed):

@@ -153,28 +153,24 @@ class LocalServers:
         return list(self._services[name].last_lines)
 
     def wait_healthy(self, names: Sequence[str] | None = None) -> None:
-        """Returns when the services' health is SERVING. Raises ServiceFailed when one dies or takes too long."""
-        import grpc
-        from grpc_health.v1 import health_pb2, health_pb2_grpc
+        """Returns when the services' health is SERVING and the router, if it runs here, knows it of those given.
 
+        Raises ServiceFailed when one dies or takes too long.
+        """
         deadline = time.monotonic() + self._start_timeout
-        for name in self._services if names is None else names:
-            options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 50)]
-            with grpc.insecure_channel(self.address(name), options=options) as channel:
-                stub = health_pb2_grpc.HealthStub(channel)
-                while True:
-                    if name in self.dead():
-                        raise ServiceFailed(self.describe_death(name))
-                    if time.monotonic() > deadline:
-                        log = "\n".join(self.last_lines(name))
-                        raise ServiceFailed(f"{name} is not healthy after {self._start_timeout:g} s:\n{log}")
-                    try:
-                        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-                    except grpc.RpcError:
-                        answer = None
-                    if answer is not None and answer.status == health_pb2.HealthCheckResponse.SERVING:
-                        break
-                    time.sleep(_POLL_SECONDS)
+        waiting = list(self._services if names is None else names)
+        checks = [(name, name, health_check(self.address(name))) for name in waiting]
+        if "router" in self._services:
+            seen = router_check(self.address("router"), {name for name in waiting if name != "router"})
+            checks.append(("router", "one of the servers, as the router sees it,", seen))
+        for name, what, is_healthy in checks:
+            while not is_healthy():
+                if name in self.dead():
+                    raise ServiceFailed(self.describe_death(name))
+                if time.monotonic() > deadline:
+                    log = "\n".join(f"  {line}" for line in self.last_lines(name))
+                    raise ServiceFailed(f"{what} is not healthy after {self._start_timeout:g} s\n{log}")
+                time.sleep(_POLL_SECONDS)
 
     def describe_death(self, name: str) -> str:
         """What became of a dead service, with the end of its log."""
@@ -240,6 +236,41 @@ class LocalServers:
                 if service.reader is not None:
                     service.reader.join(1.0)
                 service.process = service.reader = None
+
+
+def health_check(address: str) -> Callable[[], bool]:
+    """Asks a server's health service, each time it is called."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    def is_serving() -> bool:
+        with grpc.insecure_channel(address) as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            except grpc.RpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return is_serving
+
+
+def router_check(address: str, kinds: set[str]) -> Callable[[], bool]:
+    """Asks a router, each time it is called, whether servers of these kinds are all healthy."""
+    import grpc
+
+    from limner.v1 import router_pb2, router_pb2_grpc
+
+    def all_are_healthy() -> bool:
+        with grpc.insecure_channel(address) as channel:
+            try:
+                status = router_pb2_grpc.RouterServiceStub(channel).GetStatus(
+                    router_pb2.GetStatusRequest(), timeout=1.0
+                )
+            except grpc.RpcError:
+                return False
+            return kinds <= {server.kind for server in status.servers if server.healthy}
+
+    return all_are_healthy
 
 
 def find_free_ports(count: int) -> list[int]:
