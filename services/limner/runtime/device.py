@@ -37,6 +37,7 @@ class Ticket:
         self._device = device
         self._changed = changed
         self._position: int | None = None
+        self._open = True
         self._function: Callable[[], Any] | None = None
         self._done: asyncio.Future[Any] | None = None  # while `run` waits
 
@@ -54,9 +55,12 @@ class Ticket:
         finally:
             self._done = None  # whoever keeps the ticket keeps no picture
 
-    def leave(self) -> None:
-        """Give the place up: waiting calls move up. Does nothing for a call that runs or is done."""
-        self._device._leave(self)
+    def end(self) -> None:
+        """Tell that the call is over, whatever became of it, as often as one likes. If it still waits, its place is
+        given up and others move up; if it runs, it runs on."""
+        if self._open:
+            self._open = False
+            self._device._end(self)
 
     def _tell(self, position: int, eta: float | None) -> None:
         if position != self._position:
@@ -104,11 +108,6 @@ class Device:
         self._line.append(ticket)
         self._line_changed()
         return ticket
-
-    def end(self, ticket: Ticket) -> None:
-        """Tell that the call of a ticket is over, whatever became of it."""
-        ticket.leave()
-        self._open_calls -= 1
 
     async def help(self, function: Callable[[], T]) -> T:
         """Run `function` on one of the helper threads, with this task's context variables."""
@@ -163,7 +162,8 @@ class Device:
         self._line_changed()
         self._dispatch()
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _end(self, ticket: Ticket) -> None:
+        self._open_calls -= 1
         if ticket in self._line:
             self._line.remove(ticket)
             self._line_changed()

@@ -19,7 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
-from limner.core.errors import BadArgument, ImageTooLarge, LimnerError, Overloaded, Unavailable
+from limner.core.errors import BadArgument, ImageTooLarge, LimnerError, Overloaded, ServerUnavailable, Unavailable
 from limner.runtime import logs, status, telemetry
 
 OPEN_SERVICES = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
@@ -73,6 +73,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             async def unavailable(_: Any, context: Context) -> None:
                 async with _around(self._gate, method, context) as ending:
                     self._gate.check_open()
+                    raise ServerUnavailable("the server has only just started; try again")
                 await ending.tell(context)
 
             return grpc.stream_stream_rpc_method_handler(unavailable)

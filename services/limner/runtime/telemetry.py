@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -48,16 +49,24 @@ def watch_device(device: Device) -> None:
     _devices.add(device)
 
 
-def _lengths(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-    return [metrics.Observation(device.waiting, {"device": device.name}) for device in _devices]
+def _observed(value: Callable[[Device], int]) -> Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]:
+    """Return a gauge's callback; devices of one name are added up, as a gauge takes one value for it."""
+
+    def observe(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+        sums: Counter[str] = Counter()
+        for device in _devices:
+            sums[device.name] += value(device)
+        return [metrics.Observation(total, {"device": name}) for name, total in sums.items()]
+
+    return observe
 
 
-def _busy(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-    return [metrics.Observation(int(device.busy), {"device": device.name}) for device in _devices]
-
-
-_meter.create_observable_gauge("limner.queue.length", [_lengths], "{call}", "Calls that wait for a device")
-_meter.create_observable_gauge("limner.device.busy", [_busy], "1", "1 while a device works")
+_meter.create_observable_gauge(
+    "limner.queue.length", [_observed(lambda device: device.waiting)], "{call}", "Calls that wait for a device"
+)
+_meter.create_observable_gauge(
+    "limner.device.busy", [_observed(lambda device: int(device.busy))], "1", "1 while a device works"
+)
 
 
 def extract(metadata: Mapping[str, str]) -> otel_context.Context:
