@@ -159,6 +159,24 @@ def test_tensors_outside_the_folder_are_refused(location, conv_network, tmp_path
         open_session(folder / "small.onnx", ORT)
 
 
+def test_tensors_outside_are_found_in_branches_and_functions(network):
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "y")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    branch = helper.make_graph([], "then", [], [output], [tensor])
+    condition = numpy_helper.from_array(np.array(True), "condition")
+    node = helper.make_node("If", ["condition"], ["y"], then_branch=branch, else_branch=branch)
+    with pytest.raises(BadArgument, match="outside its folder"):
+        check_onnx(network([node], [condition]).SerializeToString())
+    model = network([helper.make_node("Own", ["x"], ["y"], domain="own")], [], "own")
+    constant = helper.make_node("Constant", [], ["y"], value=tensor)
+    model.functions.append(helper.make_function("own", "Own", ["x"], ["y"], [constant], [helper.make_opsetid("", 17)]))
+    with pytest.raises(BadArgument, match="outside its folder"):
+        check_onnx(model.SerializeToString())
+
+
 def test_tensors_outside_bytes_are_refused(conv_network):
     _externalise(conv_network, "weights.bin")
     with pytest.raises(BadArgument, match="outside its folder"):

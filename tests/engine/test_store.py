@@ -120,6 +120,37 @@ def test_a_new_version_of_a_card_is_fetched_over_the_old_file(store, weight_serv
     assert store.path(card, "lama.onnx").read_bytes() == b"second version"
 
 
+def test_weights_put_there_by_hand_are_taken_over_without_a_fetch(store, weight_server, card_at, weights):
+    card = card_at(f"{weight_server.url}/lama.onnx")
+    store.folder(card).mkdir(parents=True)
+    (store.folder(card) / "lama.onnx").write_bytes(weights)
+    assert "limner models pull lama takes it over" in store.verify(card)[0]
+    store.pull(card)
+    assert (store.missing(card), store.verify(card)) == ([], [])
+    assert weight_server.ranges == []
+
+
+def test_parts_of_other_versions_go_when_a_file_is_whole(store, weight_server, card_at):
+    card = card_at(f"{weight_server.url}/lama.onnx")
+    store.folder(card).mkdir(parents=True)
+    (store.folder(card) / "lama.onnx.0123456789ab.part").write_bytes(b"of an older version")
+    store.pull(card)
+    assert leftovers(store) == ["card.json", "lama.onnx"]
+
+
+def test_an_installed_model_needs_nothing_written(store, weight_server, card_at):
+    card = card_at(f"{weight_server.url}/lama.onnx")
+    store.pull(card)
+    (store.root / "lama.lock").unlink(missing_ok=True)
+    store.root.chmod(0o500)
+    try:
+        assert store.pull(card) == []
+        assert store.path(card, "lama.onnx").is_file()
+        assert not (store.root / "lama.lock").exists()
+    finally:
+        store.root.chmod(0o700)
+
+
 PULL = """
 import sys, requests
 from pathlib import Path
@@ -136,13 +167,14 @@ def test_two_processes_at_once_fetch_once(store, weight_server, card_at):
     card = card_at(f"{weight_server.url}/lama.onnx")
     weight_server.hold = threading.Event()
     command = [sys.executable, "-c", PULL, card.files[0].url, str(store.root), card.files[0].sha256]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)  # both are pulling: one has asked the server, the other waits for the lock
     weight_server.hold.set()
-    said = sorted(process.communicate(timeout=20)[0].strip() for process in processes)
-    assert said == ["['lama.onnx']", "[]"]
+    said = [process.communicate(timeout=20) for process in processes]
+    assert sorted(out.strip() for out, _ in said) == ["['lama.onnx']", "[]"]
+    assert sum("waiting for another process" in err for _, err in said) == 1
     assert len(weight_server.ranges) == 1
 
 

@@ -5,7 +5,9 @@ Knows no protocol and no task; a model is a module with a `CARD` and a `load`.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Protocol
@@ -17,6 +19,8 @@ from limner.engine.machine import Machine, this_machine
 from limner.engine.placement import check, place
 from limner.engine.store import Store, mend
 from limner.runtime.config import ConfigError, ServerConfig
+
+_log = logging.getLogger("limner.models")
 
 
 class ModelSource(Protocol):
@@ -114,7 +118,18 @@ class Catalog:
                         f"{name} is not installed ({', '.join(missing)} missing): {mend(card)}",
                         metadata={"model": name},
                     )
-                self._loaded[name] = self._models[name].load(self.placement(name), self.store)
+                placement = self.placement(name)
+                began = time.perf_counter()
+                self._loaded[name] = self._models[name].load(placement, self.store)
+                _log.info(
+                    "loaded %s in %.1f s: %s, %s, %s (%s)",
+                    name,
+                    time.perf_counter() - began,
+                    placement.device,
+                    placement.precision,
+                    placement.engine,
+                    placement.reason,
+                )
             return self._loaded[name]
 
     def unload(self, name: str) -> None:

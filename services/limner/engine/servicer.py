@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from limner.core.card import ModelCard
 from limner.engine.catalog import Catalog, State
 from limner.runtime.call import Work, stream

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from limner.core.errors import BadArgument, ModelNotInstalled, OutOfMemory
 from limner.core.placement import Placement
 from limner.runtime.cpus import cpu_count
-from numpy.typing import NDArray
 
 OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "alloc_failed", "cannot allocate memory")
 """What the engines' messages say, in lower case, when an allocation failed."""
@@ -98,6 +99,7 @@ class OpenVinoSession(Session):
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # the servers of one machine would all pin the same cores
         }
         try:
             self._compiled = core.compile_model(core.read_model(model), "CPU", settings)

