@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from google.protobuf import json_format
 from router_fakes import erase, request
 
 from limner.core.errors import BadPipeline, BlobNotFound
 from limner.router.pipeline import plan
+from limner.v1 import router_pb2
 
 BLOB = "ab" * 32
 
@@ -159,3 +164,18 @@ async def test_a_bad_pipeline_reaches_no_server_and_is_refused_before_headers(ro
         "pipeline.steps[1].name",
     }
     assert not fake.calls
+
+
+def examples() -> list[str]:
+    """The pipelines in the documentation."""
+    text = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    return re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", examples())
+def test_the_documented_pipelines_can_run(example: str) -> None:
+    asked = router_pb2.RunRequest()
+    json_format.ParseDict(yaml.safe_load(example), asked.pipeline)
+    for name in ("source", "damaged", "keep"):
+        asked.inputs[name].encoded = b"picture"
+    assert plan(asked, lambda blob_id: False).names
