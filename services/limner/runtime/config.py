@@ -24,11 +24,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import cattrs
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from limner.runtime.cpus import cpu_count
+
+if TYPE_CHECKING:
+    import cattrs
 
 T = TypeVar("T")
 
@@ -172,6 +173,8 @@ def _structure(
 @functools.cache
 def _converter() -> cattrs.Converter:
     """Return a converter that takes numbers for numbers and text for text: cattrs alone makes "false" true."""
+    import cattrs  # here, as it costs start-up time that a server without settings need not spend
+
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_structure_hook(bool, functools.partial(_exactly, (bool,)))
     converter.register_structure_hook(int, functools.partial(_exactly, (int,)))

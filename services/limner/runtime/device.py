@@ -117,6 +117,7 @@ class Device:
     def close(self) -> None:
         """Take no new calls and let the threads end once their work does. Waits for nothing."""
         self._closed = True
+        telemetry.forget_device(self)
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._helpers.shutdown(wait=False, cancel_futures=True)
 

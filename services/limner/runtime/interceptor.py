@@ -22,7 +22,8 @@ from google.rpc import status_pb2
 from limner.core.errors import BadArgument, ImageTooLarge, LimnerError, Overloaded, ServerUnavailable, Unavailable
 from limner.runtime import logs, status, telemetry
 
-OPEN_SERVICES = ("grpc.health.", "grpc.reflection.", "grpc.channelz.")
+HEALTH = "/grpc.health."
+DIAGNOSTICS = ("/grpc.reflection.", "/grpc.channelz.")
 
 _log = logging.getLogger("limner.calls")
 
@@ -37,6 +38,9 @@ class Gate(Protocol):
     def check_open(self) -> None:
         """Raise ServerUnavailable or Stopping if calls are not taken now."""
 
+    def add_diagnostics(self) -> None:
+        """Serve reflection and channelz from now on."""
+
     def hold(self) -> AbstractContextManager[None]:
         """Count as work that a stopping server waits for."""
 
@@ -50,9 +54,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> Any:
-        handler = await continuation(details)
         method = details.method
-        if method.lstrip("/").startswith(OPEN_SERVICES):
+        if method.startswith(DIAGNOSTICS):
+            self._gate.add_diagnostics()
+        handler = await continuation(details)
+        if method.startswith((HEALTH, *DIAGNOSTICS)):
             return handler
         if handler is None:
             return self._not_there(method)

@@ -30,9 +30,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
-from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from limner.core.errors import ServerUnavailable, Stopping
 from limner.runtime import logs, telemetry
@@ -41,7 +39,6 @@ from limner.runtime.interceptor import Interceptor
 
 C = TypeVar("C", bound=ServerConfig)
 
-CHANNELZ_SERVICE = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 HOOK_S = 10.0  # how long ending one thing may take
 LAST_BREATH_S = 2.0  # how long threads may go on after everything else has ended
 
@@ -78,6 +75,7 @@ class Server:
         self._services: list[str] = []
         self._stop_hooks: list[Callable[[], Awaitable[None]]] = []
         self._state = "starting"  # then `serving`, `stopping`
+        self._diagnosed = False
         self._held = 0
         self._hurry = asyncio.Event()
         self._idle = asyncio.Event()
@@ -115,7 +113,6 @@ class Server:
         """Open the port and answer health checks with NOT_SERVING. Raises ConfigError if the port can't be had."""
         await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)  # it begins as SERVING
         health_pb2_grpc.add_HealthServicer_to_server(self._health, _GenericOnly(self.grpc))
-        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), _GenericOnly(self.grpc))
         address = f"[{self.host}]" if ":" in self.host else self.host
         try:
             self.port = self.grpc.add_insecure_port(f"{address}:{self.port}")
@@ -126,13 +123,23 @@ class Server:
 
     async def serve(self) -> None:
         """Take calls, and say SERVING for every service."""
-        names = [*self._services, health.SERVICE_NAME, CHANNELZ_SERVICE, reflection.SERVICE_NAME]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection.aio.ReflectionServicer(names), _GenericOnly(self.grpc)
-        )
         self._state = "serving"
         for name in [*self._services, ""]:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def add_diagnostics(self) -> None:
+        """Serve reflection and channelz. At their first call, as importing them takes a fifth of the start-up."""
+        if self._diagnosed:
+            return
+        self._diagnosed = True
+        from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
+        from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+        channelz_name = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+        names = [*self._services, health.SERVICE_NAME, channelz_name, reflection.SERVICE_NAME]
+        target = _GenericOnly(self.grpc)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), target)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
 
     def hurry(self) -> None:
         """Make `stop` wait no longer for what runs."""

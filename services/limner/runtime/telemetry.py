@@ -45,8 +45,13 @@ _log = logging.getLogger("limner.telemetry")
 
 
 def watch_device(device: Device) -> None:
-    """Include a device in the gauges, as long as it exists."""
+    """Include a device in the gauges."""
     _devices.add(device)
+
+
+def forget_device(device: Device) -> None:
+    """Leave a device out of the gauges again."""
+    _devices.discard(device)
 
 
 def _observed(value: Callable[[Device], int]) -> Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]:
