@@ -290,6 +290,33 @@ async def test_a_full_server_is_asked_again_when_it_said(routers: Any, fake: Any
     assert 0.8 <= time.monotonic() - began < 2
 
 
+async def test_who_waits_for_a_full_server_comes_before_who_comes_later(routers: Any, fake: Any) -> None:
+    order: list[str] = []
+    places = 1
+
+    async def one_place(call: Any) -> Any:
+        nonlocal places
+        if not places:
+            raise Overloaded("the queue is full", retry_after=0.05)
+        places -= 1
+        order.append(call.metadata["limner-step"])
+        yield "started", progress_pb2.Started()
+        await asyncio.sleep(0.03)
+        places += 1
+        yield call.result()
+        yield finished()
+
+    fake.script("inpaint", one_place)
+    router = await routers(inpaint=[fake.address])
+    names = [f"step{i}" for i in range(8)]
+    runs = []
+    for name in names:
+        runs.append(asyncio.create_task(router.run(request(erase(name)))))
+        await asyncio.sleep(0.02)
+    await asyncio.wait_for(asyncio.gather(*runs), 10)
+    assert order == names
+
+
 async def test_a_refusal_is_passed_on_if_the_deadline_leaves_no_time(routers: Any, fake: Any) -> None:
     fake.script("inpaint", failing(Overloaded("the queue is full", retry_after=5)))
     router = await routers(inpaint=[fake.address])

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import grpc
 from google.protobuf.message import Message
@@ -63,59 +63,125 @@ class Caller:
 
         Raises what the server raised, ServerUnavailable, or DeadlineExceeded.
         """
-        patience = asyncio.get_running_loop().time() + OVERLOAD_PATIENCE
+        kind = operation.server
+        give_up = asyncio.get_running_loop().time() + OVERLOAD_PATIENCE
         tried: set[Backend] = set()  # since the last pause
         attempt, lost = 1, ""
-        while True:
-            try:
-                backend = await self.pool.choose(operation.server, tried=tried, patience=self._patience())
-            except ServerUnavailable as error:
-                raise ServerUnavailable(
-                    error.message + (f"; {lost}" if lost else ""), metadata=error.metadata
-                ) from None
-            tried.add(backend)
-            one = _Attempt(self, operation, backend, step, tell)
-            try:
-                return await one.run(request)
-            except Overloaded as error:
-                if not self.pool.others(operation.server, than=tried):
-                    await self._pause(error, patience)
+        with _Place(self.pool.line(kind)) as place:
+            while True:
+                if place.others_wait:
+                    await self._wait_behind_others(place, kind, give_up)
+                backend = await self._choose(kind, tried, lost)
+                tried.add(backend)
+                one = _Attempt(self, operation, backend, step, tell, taken=place.leave)
+                try:
+                    return await one.run(request)
+                except Overloaded as error:
+                    if self.pool.others(kind, than=tried):
+                        continue
                     tried.clear()
-            except (Unavailable, Cancelled) as error:
-                backend.doubt()
-                lost = f"the {operation.server} server {backend.address} went away: {error.message}"
-                _log.warning("step %s, try %d: %s", step, attempt, lost)
-                if one.produced or attempt == MAX_ATTEMPTS:
-                    raise _went_away(operation, backend, step, attempt, one.produced, error) from error
-                attempt += 1
-                tell("retried", router_pb2.StepRetried(attempt=attempt, reason=lost))
+                    if not place.others_wait:
+                        await place.take()
+                        await self._pause(error, give_up)
+                except (Unavailable, Cancelled) as error:
+                    backend.doubt()
+                    lost = f"the {kind} server {backend.address} went away: {error.message}"
+                    _log.warning("step %s, try %d: %s", step, attempt, lost)
+                    if one.produced or attempt == MAX_ATTEMPTS:
+                        raise _went_away(operation, backend, step, attempt, one.produced, error) from error
+                    attempt += 1
+                    tell("retried", router_pb2.StepRetried(attempt=attempt, reason=lost))
+
+    async def _choose(self, kind: str, tried: set[Backend], lost: str) -> Backend:
+        try:
+            return await self.pool.choose(kind, tried=tried, patience=self._patience())
+        except ServerUnavailable as error:
+            message = f"{error.message}; {lost}" if lost else error.message
+            raise ServerUnavailable(message, metadata=error.metadata) from None
 
     def _patience(self) -> float | None:
         """Return how long to wait for a server so that there is still time to tell that there is none."""
         remaining = self.remaining()
         return None if remaining is None else max(remaining - self.margin, 0)
 
-    async def _pause(self, error: Overloaded, patience: float) -> None:
+    async def _wait_behind_others(self, place: _Place, kind: str, give_up: float) -> None:
+        wait = give_up - asyncio.get_running_loop().time()
+        patience = self._patience()
+        try:
+            async with asyncio.timeout(wait if patience is None else min(wait, patience)):
+                await place.take()
+        except TimeoutError:
+            raise Overloaded(
+                f"all {kind} servers are busy, and other calls have waited longer; try again in a moment",
+                retry_after=1.0,
+            ) from None
+
+    async def _pause(self, error: Overloaded, give_up: float) -> None:
         """Wait as long as the server that is full asked to, or raise its error if that is too long."""
         if error.retry_after is None:
             raise error
         pause = max(error.retry_after, _SHORTEST_PAUSE)
         remaining = self.remaining()
-        if asyncio.get_running_loop().time() + pause > patience or (remaining is not None and pause >= remaining):
+        if asyncio.get_running_loop().time() + pause > give_up or (remaining is not None and pause >= remaining):
             raise error
         await asyncio.sleep(pause)
 
 
-class _Attempt:
-    """One call to one server."""
+class _Place:
+    """A call's place in the line of those that every server of a kind was too busy to take.
 
-    def __init__(self, caller: Caller, operation: Operation, backend: Backend, step: str, tell: Tell) -> None:
+    Only the first in the line asks the servers again, and who comes while there is a line goes to its end: otherwise
+    newcomers would take each place that becomes free, and who waits would wait for ever.
+    """
+
+    def __init__(self, line: asyncio.Lock) -> None:
+        self._line = line
+        self._held = False
+
+    @property
+    def others_wait(self) -> bool:
+        """Tell whether there is a line and this call is not its first."""
+        return self._line.locked() and not self._held
+
+    async def take(self) -> None:
+        """Become the first in the line."""
+        if not self._held:
+            await self._line.acquire()
+            self._held = True
+
+    def leave(self) -> None:
+        """Leave the line, if the call is in it."""
+        if self._held:
+            self._held = False
+            self._line.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
+class _Attempt:
+    """One call to one server; `taken()` is called when the server has taken it."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        operation: Operation,
+        backend: Backend,
+        step: str,
+        tell: Tell,
+        *,
+        taken: Callable[[], None],
+    ) -> None:
         self.produced = False  # a result or a preview has come: the call can't be repeated unseen
         self._caller = caller
         self._operation = operation
         self._backend = backend
         self._step = step
         self._tell = tell
+        self._taken = taken
 
     async def run(self, request: Any) -> Answer:
         """Make the call. Raises Unavailable or Cancelled if the server went away, or the server's own error."""
@@ -140,6 +206,7 @@ class _Attempt:
     async def _read(self, call: Any) -> Answer:
         result = finished = None
         async for response in call:
+            self._taken()
             kind = response.WhichOneof("event")
             if kind == "result":
                 self.produced = True

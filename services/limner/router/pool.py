@@ -71,6 +71,7 @@ class Pool:
         self._backends: list[Backend] = []
         self._tasks: dict[Backend | str, asyncio.Task[None]] = {}
         self._bell = Bell()
+        self._lines: dict[str, asyncio.Lock] = {}
         self._uses = 0
 
     async def start(self) -> None:
@@ -118,6 +119,10 @@ class Pool:
     def others(self, kind: str, than: set[Backend]) -> bool:
         """Tell whether a healthy server of the kind is not in `than`."""
         return any(backend.kind == kind and backend.usable and backend not in than for backend in self._backends)
+
+    def line(self, kind: str) -> asyncio.Lock:
+        """Return what the first of those that wait for any server of a kind holds; it goes to them in their order."""
+        return self._lines.setdefault(kind, asyncio.Lock())
 
     @contextlib.contextmanager
     def using(self, backend: Backend) -> Iterator[None]:
