@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 
@@ -136,3 +137,10 @@ def test_a_server_whose_package_is_missing_is_told_not_raised(monkeypatch, card_
     found, absent = offers.gather()
     assert found == [Offer("inpaint", TELEA)]
     assert absent == ["the segment server is not installed (scipy is missing): pip install 'limner[segment]'"]
+
+
+def test_the_real_command_lists_the_models_of_every_server():
+    command = [sys.executable, "-m", "limner.models", "list", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {row["server"] for row in json.loads(result.stdout)} == set(offers.SERVERS)
+    assert result.stderr == ""

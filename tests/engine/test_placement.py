@@ -5,6 +5,7 @@ import pytest
 from limner.core.card import ModelCard
 from limner.core.errors import BadArgument, ModelNotInstalled
 from limner.core.placement import Placement
+from limner.engine import machine
 from limner.engine.machine import Machine, read_cpu_flags, this_machine
 from limner.engine.placement import check, place
 
@@ -107,6 +108,14 @@ def test_cpu_flags_are_read_from_linux_and_absent_elsewhere(tmp_path):
     cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
     assert read_cpu_flags(cpuinfo) == frozenset()
     assert read_cpu_flags(tmp_path / "absent") == frozenset()
+
+
+def test_a_folder_that_an_uninstall_left_is_no_engine(tmp_path, monkeypatch):
+    (tmp_path / "left_behind" / "__pycache__").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert machine._is_installed("onnxruntime")
+    assert not machine._is_installed("left_behind")
+    assert not machine._is_installed("never_there")
 
 
 def test_this_machine_offers_at_least_its_cpu():

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from limner.core.errors import BadArgument, OutOfMemory
+from limner.core.errors import BadArgument, ModelNotInstalled, OutOfMemory
 from limner.core.placement import Placement
 from limner.engine.machine import this_machine
 from limner.engine.onnx_check import check_onnx
@@ -125,6 +125,13 @@ def test_a_network_that_the_engine_cannot_run_is_refused_with_the_reason(placeme
     model = network([helper.make_node("Conv", ["x", "absent"], ["y"])], [])
     with pytest.raises(BadArgument, match="can't run this network"):
         open_session(model.SerializeToString(), placement)
+
+
+@ENGINES
+def test_an_engine_that_cannot_be_imported_is_named_with_the_mend(placement, conv_network, monkeypatch):
+    monkeypatch.setitem(sys.modules, placement.engine, None)
+    with pytest.raises(ModelNotInstalled, match=f"pip install --force-reinstall {placement.engine}"):
+        open_session(conv_network.SerializeToString(), placement)
 
 
 def test_custom_operators_are_refused_also_inside_branches(network):

@@ -40,7 +40,7 @@ class Machine:
 @functools.cache
 def this_machine() -> Machine:
     """Look once. onnxruntime is imported only where there is a CUDA device for it."""
-    engines = frozenset(name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name) is not None)
+    engines = frozenset(name for name in ("onnxruntime", "openvino") if _is_installed(name))
     cuda_device_count = count_cuda_devices()
     has_cuda = False
     if cuda_device_count and "onnxruntime" in engines:
@@ -48,6 +48,11 @@ def this_machine() -> Machine:
 
         has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     return Machine(engines, read_cpu_flags(), cuda_device_count, has_cuda)
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # without an origin it is a folder that an uninstall left
 
 
 def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

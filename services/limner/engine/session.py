@@ -43,15 +43,20 @@ class Session(ABC):
 def open_session(model: Path | bytes, placement: Placement, *, thread_count: int | None = None) -> Session:
     """Open a network from its file or its bytes. `thread_count` overrules the placement's.
 
-    Raises BadArgument if the file isn't to be trusted or can't be run, OutOfMemory, and ModelNotInstalled if the device
-    of the placement turns out not to work."""
+    Raises BadArgument if the file isn't to be trusted or can't be run, OutOfMemory, and ModelNotInstalled if the engine
+    or the device of the placement turns out not to work."""
     from limner.engine.onnx_check import check_onnx  # imports onnx, half a second
 
     check_onnx(model)
     threads = (placement.thread_count if thread_count is None else thread_count) or cpu_count()
     kind = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}[placement.engine]
-    with _allocations():
-        return kind(model, placement, threads)
+    try:
+        with _allocations():
+            return kind(model, placement, threads)
+    except ImportError as error:
+        raise ModelNotInstalled(
+            f"{placement.engine} can't be imported ({error}): pip install --force-reinstall {placement.engine}"
+        ) from error
 
 
 class OnnxRuntimeSession(Session):

@@ -114,7 +114,12 @@ class Actions:
         if self._as_json:
             self._out.print(json.dumps(rows, indent=2), soft_wrap=True)
         elif rows:
-            table = Table(*(key.replace("_", " ") for key in rows[0]), box=None, pad_edge=False, header_style="bold")
+            table = Table(
+                *(key.removesuffix("_bytes").replace("_", " ") for key in rows[0]),
+                box=None,
+                pad_edge=False,
+                header_style="bold",
+            )
             for row in rows:
                 table.add_row(*(_cell(value) for value in row.values()))
             self._out.print(table)
