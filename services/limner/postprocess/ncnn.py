@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +31,7 @@ IR_VERSION = 8
 Value = int | float | tuple[float, ...]
 
 
-class BadNetwork(ValueError):
+class NcnnError(ValueError):
     """A `.param` or `.bin` file that is damaged, or uses what isn't supported. Says which, where, and what."""
 
 
@@ -51,44 +52,44 @@ class Layer:
     def integer(self, key: int, default: int) -> int:
         value = self.values.get(key, default)
         if not isinstance(value, int):
-            raise BadNetwork(f"{self}: parameter {key} is {value}, an integer is expected")
+            raise NcnnError(f"{self}: parameter {key} is {value}, an integer is expected")
         return value
 
     def number(self, key: int, default: float) -> float:
         value = self.values.get(key, default)
         if isinstance(value, tuple):
-            raise BadNetwork(f"{self}: parameter {key} is an array, a number is expected")
+            raise NcnnError(f"{self}: parameter {key} is an array, a number is expected")
         return float(value)
 
     def array(self, key: int) -> tuple[float, ...]:
         value = self.values.get(key, ())
         if not isinstance(value, tuple):
-            raise BadNetwork(f"{self}: parameter {key} is {value}, an array is expected")
+            raise NcnnError(f"{self}: parameter {key} is {value}, an array is expected")
         return value
 
     def expect_only(self, *keys: int) -> None:
         """Refuse parameters that the conversion wouldn't honour."""
         unknown = sorted(set(self.values) - set(keys))
         if unknown:
-            raise BadNetwork(f"{self}: parameters {unknown} are not supported")
+            raise NcnnError(f"{self}: parameters {unknown} are not supported")
 
     def expect_inputs(self, count: int) -> None:
         if len(self.inputs) != count:
-            raise BadNetwork(f"{self}: has {len(self.inputs)} inputs, {count} are expected")
+            raise NcnnError(f"{self}: has {len(self.inputs)} inputs, {count} are expected")
 
 
 def parse_param(text: str) -> list[Layer]:
-    """Return the layers of a `.param` file in order. Raises BadNetwork."""
+    """Return the layers of a `.param` file in order. Raises NcnnError."""
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if len(lines) < 2 or lines[0][1] != [str(MAGIC)]:
-        raise BadNetwork(f"line 1: no ncnn network: it must begin with {MAGIC}")
+        raise NcnnError(f"line 1: no ncnn network: it must begin with {MAGIC}")
     try:
         layer_count = int(lines[1][1][0])
     except ValueError as error:
-        raise BadNetwork("line 2: two numbers are expected, of layers and of blobs") from error
+        raise NcnnError("line 2: two numbers are expected, of layers and of blobs") from error
     layers = [_parse_layer(number, words) for number, words in lines[2:]]
     if len(layers) != layer_count:
-        raise BadNetwork(f"line 2: says {layer_count} layers, {len(layers)} follow")
+        raise NcnnError(f"line 2: says {layer_count} layers, {len(layers)} follow")
     return layers
 
 
@@ -100,7 +101,7 @@ def _parse_layer(line: int, words: list[str]) -> Layer:
             raise ValueError("names of inputs or outputs are missing")
         values = dict(_parse_value(word) for word in rest)
     except (ValueError, IndexError) as error:
-        raise BadNetwork(f"line {line}: can't be read as a layer: {' '.join(words)[:80]!r} ({error})") from error
+        raise NcnnError(f"line {line}: can't be read as a layer: {' '.join(words)[:80]!r} ({error})") from error
     return Layer(kind, name, tuple(blobs[:input_count]), tuple(blobs[input_count:]), values, line)
 
 
@@ -129,7 +130,7 @@ class Weights:
         if tag == FP32_TAG:
             return self.plain(count, layer)
         if tag != FP16_TAG:
-            raise BadNetwork(
+            raise NcnnError(
                 f"{layer}: byte {start} of the weights has tag 0x{tag:08X}; supported are "
                 f"0x{FP16_TAG:08X} (fp16) and 0 (fp32)"
             )
@@ -143,15 +144,15 @@ class Weights:
 
     def expect_end(self) -> None:
         if self.offset != len(self.data):
-            raise BadNetwork(
+            raise NcnnError(
                 f"the weights have {len(self.data)} bytes, the layers use {self.offset}: the two files don't belong "
                 "together"
             )
 
-    def _take(self, count: int, dtype: str, layer: Layer) -> NDArray:
+    def _take(self, count: int, dtype: str, layer: Layer) -> NDArray[Any]:
         size = count * np.dtype(dtype).itemsize
         if self.offset + size > len(self.data):
-            raise BadNetwork(
+            raise NcnnError(
                 f"{layer}: the weights are cut off: {size} bytes are needed from byte {self.offset}, "
                 f"the file has {len(self.data)}"
             )
@@ -175,30 +176,30 @@ class Graph:
         """Return the ONNX values of a layer's inputs."""
         missing = [name for name in layer.inputs if name not in self.names]
         if missing:
-            raise BadNetwork(f"{layer}: input {missing[0]!r} is made by no layer before it")
+            raise NcnnError(f"{layer}: input {missing[0]!r} is made by no layer before it")
         return [self.names[name] for name in layer.inputs]
 
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
-    def tensor(self, name: str, values: NDArray) -> str:
+    def tensor(self, name: str, values: NDArray[Any]) -> str:
         self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
 
 def to_onnx(param: str, weights: bytes) -> onnx.ModelProto:
     """Return the network as ONNX: every input and output is float32 (batch, channels, height, width), all but the
-    channels free. The same files give the same bytes. Raises BadNetwork."""
+    channels free. The same files give the same bytes. Raises NcnnError."""
     graph = Graph(Weights(weights))
     layers = parse_param(param)
     for layer in layers:
         convert = CONVERTERS.get(layer.kind)
         if convert is None:
             known = ", ".join(sorted(CONVERTERS))
-            raise BadNetwork(f"{layer}: layers of this type are not supported; supported are {known}")
+            raise NcnnError(f"{layer}: layers of this type are not supported; supported are {known}")
         if layer.kind != "Split" and len(layer.outputs) != 1:
-            raise BadNetwork(f"{layer}: has {len(layer.outputs)} outputs, 1 is expected")
+            raise NcnnError(f"{layer}: has {len(layer.outputs)} outputs, 1 is expected")
         convert(layer, graph)
     graph.weights.expect_end()
     consumed = {name for layer in layers for name in layer.inputs}
@@ -246,15 +247,13 @@ def _convolution(layer: Layer, graph: Graph) -> None:
     pad_top = layer.integer(14, pad_left)
     pads = [pad_top, pad_left, layer.integer(16, pad_top), layer.integer(15, pad_left)]
     if min(pads) < 0:
-        raise BadNetwork(f"{layer}: automatic padding is not supported")
+        raise NcnnError(f"{layer}: automatic padding is not supported")
     outputs_by_kernel = output_count * kernel_height * kernel_width
     if outputs_by_kernel <= 0 or size <= 0 or size % outputs_by_kernel:
-        raise BadNetwork(
-            f"{layer}: {size} weights don't fit {output_count} outputs of {kernel_height} x {kernel_width}"
-        )
+        raise NcnnError(f"{layer}: {size} weights don't fit {output_count} outputs of {kernel_height} x {kernel_width}")
     input_count = size // outputs_by_kernel
     if graph.channels.setdefault(value, input_count) != input_count:
-        raise BadNetwork(f"{layer}: takes {input_count} channels, its input has {graph.channels[value]}")
+        raise NcnnError(f"{layer}: takes {input_count} channels, its input has {graph.channels[value]}")
     weight = graph.weights.tagged(size, layer).reshape(output_count, input_count, kernel_height, kernel_width)
     inputs = [value, graph.tensor(f"{layer.name}.weight", weight)]
     if layer.integer(5, 0):
@@ -276,10 +275,10 @@ def _convolution(layer: Layer, graph: Graph) -> None:
     elif activation == 2:
         slopes = layer.array(10)
         if len(slopes) != 1:
-            raise BadNetwork(f"{layer}: a leaky ReLU has one slope, here are {len(slopes)}")
+            raise NcnnError(f"{layer}: a leaky ReLU has one slope, here are {len(slopes)}")
         graph.node("LeakyRelu", [f"{output}.linear"], output, alpha=slopes[0])
     elif activation != 0:
-        raise BadNetwork(f"{layer}: activation {activation} is not supported; 0 none, 1 ReLU, 2 leaky ReLU are")
+        raise NcnnError(f"{layer}: activation {activation} is not supported; 0 none, 1 ReLU, 2 leaky ReLU are")
     graph.names[output] = output
     graph.channels[output] = output_count
 
@@ -300,7 +299,7 @@ def _binary(layer: Layer, graph: Graph) -> None:
     layer.expect_inputs(2)
     operation = BINARY_OPERATIONS.get(layer.integer(0, 0))
     if operation is None:
-        raise BadNetwork(f"{layer}: operation {layer.values[0]} is not supported; {BINARY_OPERATIONS} are")
+        raise NcnnError(f"{layer}: operation {layer.values[0]} is not supported; {BINARY_OPERATIONS} are")
     _put(layer, graph, graph.node(operation, graph.values(layer), layer.outputs[0]))
 
 
@@ -310,7 +309,7 @@ def _eltwise(layer: Layer, graph: Graph) -> None:
     (output,) = layer.outputs
     values, factors = graph.values(layer), layer.array(1)
     if layer.integer(0, 0) != 1 or len(factors) not in (0, len(values)):
-        raise BadNetwork(f"{layer}: only sums are supported, with a coefficient for each input or none")
+        raise NcnnError(f"{layer}: only sums are supported, with a coefficient for each input or none")
     for index, factor in enumerate(factors):
         if factor != 1:
             tensor = graph.tensor(f"{output}.factor{index}", np.float32(factor).reshape(1))
@@ -322,7 +321,7 @@ def _concat(layer: Layer, graph: Graph) -> None:
     """ncnn's axis 0 is the channels: it knows no batch."""
     layer.expect_only(0)
     if layer.integer(0, 0) != 0:
-        raise BadNetwork(f"{layer}: only channels can be joined, this is axis {layer.values[0]}")
+        raise NcnnError(f"{layer}: only channels can be joined, this is axis {layer.values[0]}")
     values = graph.values(layer)
     _put(layer, graph, graph.node("Concat", values, layer.outputs[0], axis=1), channels=False)
     known = [graph.channels.get(value) for value in values]
@@ -331,7 +330,7 @@ def _concat(layer: Layer, graph: Graph) -> None:
 
 
 # By ncnn's number. Its linear and cubic kernels are centred on pixels, a = -0.75, without a low-pass when they reduce.
-RESIZINGS: dict[int, dict[str, object]] = {
+RESIZINGS: dict[int, dict[str, Any]] = {
     1: {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
     2: {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
     3: {"mode": "cubic", "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75},
@@ -344,7 +343,7 @@ def _interp(layer: Layer, graph: Graph) -> None:
     attributes = RESIZINGS.get(layer.integer(0, 0))
     height, width = layer.number(1, 1.0), layer.number(2, 1.0)
     if attributes is None or height <= 0 or width <= 0:
-        raise BadNetwork(f"{layer}: only resizing 1 (nearest), 2 (linear), 3 (cubic) by a factor is supported")
+        raise NcnnError(f"{layer}: only resizing 1 (nearest), 2 (linear), 3 (cubic) by a factor is supported")
     (output,) = layer.outputs
     scales = graph.tensor(f"{output}.scales", np.array([1, 1, height, width], np.float32))
     _put(layer, graph, graph.node("Resize", [*graph.values(layer), "", scales], output, **attributes))
@@ -356,7 +355,7 @@ def _pixel_shuffle(layer: Layer, graph: Graph) -> None:
     layer.expect_inputs(1)
     factor = layer.integer(0, 1)
     if factor < 1:
-        raise BadNetwork(f"{layer}: a factor of {factor} is impossible")
+        raise NcnnError(f"{layer}: a factor of {factor} is impossible")
     (value,) = graph.values(layer)
     _put(
         layer,
