@@ -436,28 +436,33 @@ def test_sixteen_bit_grey_keeps_its_values() -> None:
         assert np.array_equal(picture.pixels[:, :, 0], pixels)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     "options",
     [
         {}, {"compression": "lzw"}, {"compression": "zlib", "predictor": True}, {"compression": "packbits"},
         {"byteorder": ">"}, {"planarconfig": "separate"}, {"tile": (16, 16), "compression": "lzw"}, {"bigtiff": True},
+        {"planarconfig": "separate", "compression": "zlib", "predictor": True, "tile": (16, 16)},
     ],
     ids=str,
 )  # fmt: skip
-def test_sixteen_bit_tiffs_of_all_kinds_keep_their_values(channels: int, options: dict[str, Any]) -> None:
-    pixels = noise(21, 33, channels, dtype=np.uint16)
-    stored = pixels if channels > 1 else pixels[:, :, 0]
-    if options.get("planarconfig"):
-        if channels == 1:
-            return
-        stored = np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
-    elif channels > 1:
-        options = {**options, "planarconfig": "contig"}
+def test_tiffs_of_all_kinds_keep_their_values(channels: int, dtype: type, options: dict[str, Any]) -> None:
+    pixels = noise(21, 33, channels, dtype=dtype)
+    options = {"planarconfig": "contig", "rowsperstrip": None if "tile" in options else 5, **options}
+    stored = np.ascontiguousarray(np.moveaxis(pixels, 2, 0)) if options["planarconfig"] == "separate" else pixels
+    if channels == 1:
+        stored, options["planarconfig"] = pixels[:, :, 0], None
     photometric = "rgb" if channels > 2 else "minisblack"
     extra = ["unassalpha"] if channels in (2, 4) else None
-    data = tiff(stored, photometric=photometric, extrasamples=extra, rowsperstrip=5, **options)
-    assert np.array_equal(decode(data).pixels, pixels)
+    assert np.array_equal(decode(tiff(stored, photometric=photometric, extrasamples=extra, **options)).pixels, pixels)
+
+
+def test_extra_channels_that_are_not_alpha_are_left_out() -> None:
+    pixels = noise(4, 5, 4)
+    assert np.array_equal(
+        decode(tiff(pixels, photometric="rgb", extrasamples=["unspecified"])).pixels, pixels[:, :, :3]
+    )
 
 
 def test_white_is_zero_tiffs_are_turned() -> None:

@@ -1,8 +1,8 @@
 """Files to pictures and back. Knows no wire and no model; everything a file format does to pixels is settled here.
 
-Pillow reads and writes what has 8 bits a channel. It cuts 16-bit RGB to 8 bits and cannot write it, so 16-bit PNG
-goes through imagecodecs (libpng) and 16-bit TIFF through tifffile. All PNGs are written by libpng with one filter and
-run lengths only, which was measured on photographs: a tenth of the time of Pillow's defaults, and files no larger.
+Pillow reads and writes most formats. It cuts 16-bit RGB to 8 bits and cannot write it, so 16-bit PNG goes through
+imagecodecs (libpng), and TIFF but for its rarer kinds through tifffile. All PNGs are written by libpng with one filter
+and run lengths only, which was measured on photographs: a tenth of the time of Pillow's defaults, files no larger.
 
 What comes out of `decode` is upright (EXIF orientation is applied once and set to 1), sRGB unless it carries a
 profile, and has 1 to 4 channels of 8 or 16 bits with straight alpha. Of several frames or pages it is the first.
@@ -102,8 +102,8 @@ def _too_large(what: str, limit: int, actual: int, unit: str, field: str) -> Ima
 
 def _decode(data: bytes, limits: Limits, field: str) -> Picture:
     """Read a picture; whatever the decoders raise passes through."""
-    if data[:4] in _TIFF_BEGINNINGS and _is_deep_tiff(data, field):
-        return _decode_deep_tiff(data, limits, field)
+    if data[:4] in _TIFF_BEGINNINGS and _is_plain_tiff(data, field):
+        return _decode_plain_tiff(data, limits, field)
     with Image.open(io.BytesIO(data), formats=_READABLE) as image:
         _check_size(image.width, image.height, limits, field)
         if image.format == "PNG" and _is_16_bit_png(data):
@@ -327,20 +327,33 @@ _TIFF_COLOURS: dict[int, int] = {
 }
 
 
-def _is_deep_tiff(data: bytes, field: str) -> bool:
-    """Say whether the first page of a TIFF is for tifffile: 16 bits a channel. Refuse floating-point ones."""
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages.first
-        if page.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
-            raise BadImage(
-                "the image holds floating-point values, whose black and white are unknown; convert it to 8 or 16 bits",
-                field=field,
+def _is_plain_tiff(data: bytes, field: str) -> bool:
+    """Say whether the first page of a TIFF is for tifffile: 8 or 16 bits of grey, RGB or CMYK. Refuse floating point.
+
+    The others (palettes, single bits, YCbCr, Lab) are for Pillow, which cuts 16 bits to 8 and misreads planar alpha.
+    """
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+            page = tiff.pages.first
+            floating = page.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP
+            plain = page.bitspersample == 16 or (
+                page.bitspersample == 8
+                and page.photometric in _TIFF_COLOURS
+                and page.compression != tifffile.COMPRESSION.OJPEG
             )
-        return page.bitspersample == 16
+    except tifffile.TiffFileError:
+        return False
+    if floating:
+        raise BadImage(
+            "the image holds floating-point values, whose black and white are unknown; convert it to 8 or 16 bits",
+            field=field,
+        )
+    return plain
 
 
-def _decode_deep_tiff(data: bytes, limits: Limits, field: str) -> Picture:
-    """Read 16 bits a channel: grey or RGB with or without alpha, CMYK (which becomes 8 bits), interleaved or planar."""
+def _decode_plain_tiff(data: bytes, limits: Limits, field: str) -> Picture:
+    """Read 8 or 16 bits a channel: grey or RGB, with or without alpha, or CMYK, which becomes 8 bits; interleaved or
+    planar."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = tiff.pages.first
         assert isinstance(page, tifffile.TiffPage)
@@ -354,11 +367,11 @@ def _decode_deep_tiff(data: bytes, limits: Limits, field: str) -> Picture:
     pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels.reshape(*pixels.shape[:2], -1)
     colours = _TIFF_COLOURS[photometric]
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        pixels = np.concatenate([65535 - pixels[:, :, :1], pixels[:, :, 1:]], axis=2)
+        pixels = np.concatenate([~pixels[:, :, :1], pixels[:, :, 1:]], axis=2)
     if colours == 4:
         inks = Image.frombytes("CMYK", (page.imagewidth, page.imagelength), eight_bits(pixels[:, :, :4]).tobytes())
         pixels, icc_profile = np.array(_to_srgb(inks, icc_profile)), None
-    elif pixels.shape[2] > colours and (not extra or extra[0] in (1, 2)):
+    elif pixels.shape[2] > colours and (not extra or extra[0] in (1, 2)):  # else the extra channel isn't alpha
         pixels = pixels[:, :, : colours + 1]
         pixels = _straight(pixels) if extra and extra[0] == 1 else pixels
     else:
@@ -371,9 +384,9 @@ def _check_tiff_layout(page: tifffile.TiffPage, data: bytes, limits: Limits, fie
     """Refuse what tifffile would fill with zeros, what would take memory beyond the pixels, and unusual colours."""
     if (
         page.photometric not in _TIFF_COLOURS
-        or page.dtype != np.uint16
+        or page.dtype not in (np.uint8, np.uint16)
         or page.axes not in ("YX", "YXS", "SYX")
-        or page.samplesperpixel > 8
+        or page.samplesperpixel > 5
     ):
         raise BadImage(
             f"the TIFF is of an unusual kind ({page.photometric!s}, {page.axes}, {page.dtype}); "
@@ -388,10 +401,11 @@ def _check_tiff_layout(page: tifffile.TiffPage, data: bytes, limits: Limits, fie
 
 
 def _straight(pixels: Pixels) -> Pixels:
-    """Return uint16 pixels whose colours aren't multiplied by alpha any more, of some that are."""
-    alpha = pixels[:, :, -1:].astype(np.float64)
-    colour = np.divide(pixels[:, :, :-1] * 65535.0, alpha, out=np.zeros(pixels[:, :, :-1].shape), where=alpha > 0)
-    return np.concatenate([np.rint(np.minimum(colour, 65535)).astype(np.uint16), pixels[:, :, -1:]], axis=2)
+    """Return pixels whose colours aren't multiplied by alpha any more, of some that are; black where alpha is 0."""
+    maximum = np.iinfo(pixels.dtype).max
+    colour, alpha = pixels[:, :, :-1], pixels[:, :, -1:]
+    straight = np.divide(colour * np.float64(maximum), alpha, out=np.zeros(colour.shape), where=alpha > 0)
+    return np.concatenate([np.rint(np.minimum(straight, maximum)).astype(pixels.dtype), alpha], axis=2)
 
 
 def _exif_of_tiff(data: bytes) -> bytes | None:

@@ -62,9 +62,9 @@ def grow(mask: Mask, radius: int) -> Mask:
 
     Only the surroundings of what is covered are worked on. Masks of few values, as black and white ones, take the
     same time at any radius: each value's reach is a threshold of the exact distance to it (Felzenszwalb and
-    Huttenlocher, "Distance Transforms of Sampled Functions", 2012). Soft masks take four passes a pixel of radius. From a radius of
-    about 900, where neighbouring distances are less than 1/1000 pixel apart, the transform's floats may put a pixel
-    that is just outside the disc into it.
+    Huttenlocher, "Distance Transforms of Sampled Functions", 2012). Soft masks take four passes a pixel of radius.
+    From a radius of about 900, where neighbouring distances are less than 1/1000 pixel apart, the transform's floats
+    may put a pixel that is just outside the disc into it.
     """
     covered = bounds(mask)
     if covered is None or radius < 1:
