@@ -53,7 +53,7 @@ def main() -> int:
     for name, picture in pictures.items():
         picture.save(OUT / f"{name}.png")
     console.print(timings(run.seconds, total))
-    console.print(f"wrote {', '.join(f'{name}.png' for name in pictures)} to {OUT.relative_to(ROOT)}/")
+    console.print(f"wrote {', '.join(f'{name}.png' for name in pictures)} to {OUT.relative_to(ROOT)}/", soft_wrap=True)
     return 0
 
 
