@@ -10,7 +10,7 @@ import pytest
 from limner.client import Client, LocalServers
 
 ASSETS = Path(__file__).parents[2] / "assets"
-DEMO_CLICK = (628.0, 298.0)  # on the orange rosette of assets/demo.jpg
+DEMO_CLICK = (610.0, 300.0)  # on the orange rosette of assets/demo.jpg
 
 
 @pytest.fixture(scope="session")

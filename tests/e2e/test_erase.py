@@ -31,11 +31,11 @@ def test_a_click_erases_the_object_and_nothing_else(client: Client) -> None:
     assert events[0].WhichOneof("event") == "accepted"
     assert events[-1].WhichOneof("event") == "run_finished"
     kinds = {(event.step, event.WhichOneof("event")) for event in events}
-    for step in ("object", "hole", "erased", "upscaled"):
+    for step in ("segment", "mask", "erased", "upscaled"):
         assert {(step, "started"), (step, "result"), (step, "finished")} <= kinds
 
     source = np.asarray(Image.open(PHOTOGRAPH))
-    mask, erased = pictures["hole"], pictures["erased"]
+    mask, erased = pictures["mask"], pictures["erased"]
     assert 0.005 < (mask > 0).mean() < 0.05
     assert (mask[ROSETTE] > 0).sum() > 0.9 * (mask > 0).sum()
     assert np.array_equal(erased[mask == 0], source[mask == 0])
