@@ -44,7 +44,7 @@ def main() -> int:
                     bars.show(event)
             total = time.monotonic() - began
     except (RequestFailed, ServiceFailed) as failure:
-        console.print(f"[red]the demonstration failed:[/] {failure}")
+        console.print(f"the demonstration failed: {failure}", style="red", markup=False)
         return 1
     source = Image.open(PHOTOGRAPH).convert("RGB")
     pictures = {"source": source} | {step: Image.open(io.BytesIO(result.data)) for step, result in run.results.items()}

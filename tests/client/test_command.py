@@ -254,6 +254,14 @@ def test_a_batch_skips_what_is_done_and_does_what_changed(run, router, album, tm
     assert len(router.requests) == 11
 
 
+def test_two_pictures_with_the_same_bytes_both_get_their_result(run, album, tmp_path):
+    (album / "twin.png").write_bytes((album / "a.png").read_bytes())
+    for _ in range(2):
+        run("batch", "upscale", album, "-o", tmp_path / "out", "--jobs", "1")
+        assert {"a.png", "twin.png"} <= names_in(tmp_path / "out")
+    assert read_report(tmp_path / "out")[1]["twin.png"]["outputs"] == ["twin.png"]
+
+
 def test_a_journal_that_was_cut_off_is_gone_on_with(run, router, album, tmp_path):
     out = tmp_path / "out"
     run("batch", "upscale", album, "-o", out)
@@ -268,7 +276,7 @@ def test_a_journal_that_was_cut_off_is_gone_on_with(run, router, album, tmp_path
 def test_a_failure_does_not_stop_the_rest(run, router, album, tmp_path):
     (tmp_path / "masks" / "b.png").unlink()
     (tmp_path / "masks" / "a.webp").write_bytes(PNG)
-    router.refusals.append(router.a_status(code_pb2.INVALID_ARGUMENT, "the bytes are no image", "BAD_IMAGE"))
+    router.refusals.append(router.a_status(code_pb2.INVALID_ARGUMENT, "inputs[source] is no image", "BAD_IMAGE"))
     out = tmp_path / "out"
     (album / "c.png").write_bytes(PNG + b"c")
     (album / "d.png").write_bytes(PNG + b"d")
@@ -282,7 +290,7 @@ def test_a_failure_does_not_stop_the_rest(run, router, album, tmp_path):
     assert "no mask named b" in entries["b.jpg"]["error"]["message"]
     assert entries["c.png"]["error"]["reason"] == "BAD_IMAGE"
     assert entries["d.png"]["status"] == "done"
-    assert "BAD_IMAGE: the bytes are no image" in " ".join(result.stderr.split())
+    assert "BAD_IMAGE: inputs[source] is no image" in " ".join(result.stderr.split())
 
 
 def test_a_batch_waits_while_the_servers_are_overloaded(run, router, album, tmp_path):

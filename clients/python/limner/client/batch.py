@@ -3,7 +3,8 @@
 Knows files and the client; what is shown of it is the command's business.
 
 An output folder holds the results and `.limner-batch.jsonl`, the journal: a line for each picture that is done, under a
-key made of the pipeline and of the bytes that went in. A picture is skipped if its key is there and its results are.
+key made of the pipeline, of the bytes that went in and of where the results go. A picture is skipped if its key is
+there and its results are.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ async def _do(
         if item.problem:
             raise ValueError(item.problem)
         data = {name: await asyncio.to_thread(path.read_bytes) for name, path in item.inputs.items()}
-        key = await asyncio.to_thread(_key, pipeline, data)
+        key = await asyncio.to_thread(_key, pipeline, item.place, data)
         if not redo and (outputs := journal.find(key)) is not None:
             return Outcome(item, "skipped", outputs)
         results = await _patiently(client, pipeline, data)
@@ -204,9 +205,10 @@ async def _patiently(
             await asyncio.sleep(failure.retry_after or _USUAL_WAIT_SECONDS)
 
 
-def _key(pipeline: router_pb2.Pipeline, data: Mapping[str, bytes]) -> str:
-    """The same for the same work: sha256 over the pipeline and the inputs' digests, in hexadecimal."""
+def _key(pipeline: router_pb2.Pipeline, place: str, data: Mapping[str, bytes]) -> str:
+    """The same for the same work: sha256 over pipeline, place and the digests of the inputs, in hexadecimal."""
     digest = hashlib.sha256(pipeline.SerializeToString(deterministic=True))
+    digest.update(place.encode() + b"\0")
     for name in sorted(data):
         digest.update(name.encode() + b"\0" + hashlib.sha256(data[name]).digest())
     return digest.hexdigest()

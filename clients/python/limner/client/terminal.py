@@ -74,9 +74,9 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )
@@ -124,7 +124,7 @@ class Count:
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.completed:.0f} of {task.total:.0f}"),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -140,5 +140,7 @@ class Count:
 
     def _tell(self, outcome: Outcome) -> None:
         if outcome.status == "failed":
-            self._progress.console.print(f"[red]✗[/] {outcome.item.name}: {outcome.error}", highlight=False)
+            self._progress.console.print(
+                f"✗ {outcome.item.name}: {outcome.error}", style="red", markup=False, highlight=False
+            )
         self._progress.update(self._task, advance=1, note=outcome.item.name)

@@ -154,16 +154,18 @@ def _display(connection: Connection, total: int) -> Any:
 def _show(outcomes: list[Outcome], summary: dict[str, Any], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(stderr=True)
     failures = [outcome for outcome in outcomes if outcome.status == "failed"]
     if failures:
         table = Table("picture", "failed because")
         for outcome in failures:
-            table.add_row(outcome.item.name, str(outcome.error))
+            table.add_row(Text(outcome.item.name), Text(str(outcome.error)))
         console.print(table)
     console.print(
         f"{summary['done']} done, {summary['skipped']} skipped, {summary['failed']} failed; "
         f"results and report.json are in {output}",
         highlight=False,
+        markup=False,
     )

@@ -50,8 +50,9 @@ def command(
     """
     from limner.client.local import LocalServers
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), _interrupt)
     began = time.monotonic()
     servers = LocalServers(
         config=config,
