@@ -224,4 +224,4 @@ def describe(regions: Regions, around: Surroundings, sets: Array, clicks: Array)
 
 def appeal(features: Array) -> Array:
     """(k, len(FEATURES)) to (k,) float64: about the overlap to be expected with what was meant, roughly 0 to 1."""
-    return np.asarray((features - MEAN) / SCALE @ WEIGHT + BIAS
+    return np.asarray((features - MEAN) / SCALE @ WEIGHT + BIAS)
