@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -89,6 +90,13 @@ class House:
     def __init__(self, server: Server, device: Device, model: Model, channel: grpc.aio.Channel) -> None:
         self.server, self.device, self.model, self.channel = server, device, model, channel
         self.stub = InpaintServiceStub(channel)
+
+    async def until(self, condition: Callable[[], object], within_s: float = 5.0) -> None:
+        """Wait for something to become true."""
+        end = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < end, "it never came true"
+            await asyncio.sleep(0.002)
 
     def call(self, data: bytes = b"abc", *, previews: bool = False, **options: object) -> grpc.aio.UnaryStreamCall:
         return self.stub.Inpaint(InpaintRequest(image=Image(encoded=data), previews=previews), **options)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -15,21 +16,15 @@ import pytest
 
 from limner.core import errors
 from limner.core.errors import BadArgument, BadImage, Overloaded
+from limner.runtime.call import Mailbox, stream
 from limner.runtime.messages import check_enum
 from limner.runtime.status import from_status
 from limner.v1.images_pb2 import Image
-from limner.v1.inpaint_pb2 import InpaintOptions, InpaintRequest, InpaintStrategy
+from limner.v1.inpaint_pb2 import InpaintOptions, InpaintRequest, InpaintResponse, InpaintStrategy
 
 
 async def events(call):
     return [(response.WhichOneof("event"), response) async for response in call]
-
-
-async def until(condition, within_s=5.0):
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        await asyncio.sleep(0.002)
 
 
 async def error_of(call):
@@ -106,7 +101,7 @@ async def test_progress_tells_steps_and_what_is_left(house, model):
 async def test_calls_run_in_the_order_in_which_they_came(house, model, hold):
     model.steps = 1
     calls = [house.call(b"0")]
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
     for data in (b"1", b"2"):
         calls.append(house.call(data))
         assert (await first_event(calls[-1]))[0] == "queued"
@@ -118,7 +113,7 @@ async def test_calls_run_in_the_order_in_which_they_came(house, model, hold):
 
 async def test_waiting_calls_are_told_when_they_move_up_and_how_long_it_will_take(house, model, hold):
     first = house.call(b"0")
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
     second, third = house.call(b"1"), house.call(b"2")
     assert (await first_event(second))[1].queued.position == 1
     assert (await first_event(third))[1].queued.position == 2
@@ -131,7 +126,7 @@ async def test_waiting_calls_are_told_when_they_move_up_and_how_long_it_will_tak
     await events(third)
     house.model.before_step = Hold()
     running = house.call(b"3")
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
     waiting = house.call(b"4")
     assert (await first_event(waiting))[1].queued.HasField("eta")
     house.model.before_step.let_go()
@@ -141,7 +136,7 @@ async def test_waiting_calls_are_told_when_they_move_up_and_how_long_it_will_tak
 
 async def test_a_full_queue_refuses_before_the_first_header_and_says_when_to_come_again(house, model, hold):
     calls = [house.call(b"0")]
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
     for _ in range(2):
         calls.append(house.call())
         await first_event(calls[-1])
@@ -161,6 +156,14 @@ async def test_a_full_queue_refuses_before_the_first_header_and_says_when_to_com
     assert b"no" not in model.runs
 
 
+async def test_calls_that_come_at_once_fill_the_device_and_the_queue_and_no_more(house, model, hold):
+    calls = [house.call(b"%d" % number) for number in range(5)]
+    firsts = await asyncio.gather(*(first_event(call) for call in calls), return_exceptions=True)
+    assert [isinstance(first, grpc.aio.AioRpcError) for first in firsts].count(True) == 2
+    for call in calls:
+        call.cancel()
+
+
 async def test_grpcs_own_retries_get_through_once_there_is_room(house, model, hold):
     """A refusal after headers could not be retried, so this also proves that there were none."""
     config = (
@@ -170,7 +173,7 @@ async def test_grpcs_own_retries_get_through_once_there_is_room(house, model, ho
     address = f"127.0.0.1:{house.server.port}"
     async with grpc.aio.insecure_channel(address, [("grpc.service_config", config)]) as channel:
         calls = [house.call(b"0")]
-        await until(model.running.is_set)
+        await house.until(model.running.is_set)
         for _ in range(2):
             calls.append(house.call())
             await first_event(calls[-1])
@@ -189,10 +192,10 @@ async def test_a_cancelled_call_leaves_the_device_free_at_the_next_step(house, m
     waits = []
     for _ in range(8):
         call = house.call()
-        await until(model.running.is_set)
+        await house.until(model.running.is_set)
         cancelled = time.monotonic()
         call.cancel()
-        await until(lambda: not model.running.is_set())
+        await house.until(lambda: not model.running.is_set())
         waits.append(model.free_at - cancelled)
     assert sorted(waits)[-2] < 0.1, waits
 
@@ -202,17 +205,17 @@ async def test_a_client_that_vanishes_leaves_the_device_free(house, model):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{house.server.port}") as channel:
         call = type(house.stub)(channel).Inpaint(InpaintRequest(image=Image(encoded=b"x")))
         await first_event(call)
-        await until(model.running.is_set)
-    await until(lambda: not house.device.busy, 1.0)
+        await house.until(model.running.is_set)
+    await house.until(lambda: not house.device.busy, 1.0)
 
 
 async def test_a_call_cancelled_while_it_waits_never_runs(house, model, hold):
     first = house.call(b"0")
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
     second = house.call(b"1")
     await first_event(second)
     second.cancel()
-    await until(lambda: house.device.waiting == 0)
+    await house.until(lambda: house.device.waiting == 0)
     hold.let_go()
     await events(first)
     assert model.runs == [b"0"]
@@ -220,10 +223,10 @@ async def test_a_call_cancelled_while_it_waits_never_runs(house, model, hold):
 
 async def test_a_call_whose_deadline_passes_while_it_waits_never_runs(house, model, hold):
     first = house.call(b"0")
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
     error = await error_of(house.call(b"1", timeout=0.1))
     assert type(error) is errors.DeadlineExceeded
-    await until(lambda: house.device.waiting == 0)
+    await house.until(lambda: house.device.waiting == 0)
     hold.let_go()
     await events(first)
     assert model.runs == [b"0"]
@@ -233,13 +236,13 @@ async def test_a_deadline_that_passes_while_working_ends_the_work(house, model):
     model.steps, model.step_s = 10_000, 0.005
     error = await error_of(house.call(timeout=0.15))
     assert type(error) is errors.DeadlineExceeded
-    await until(lambda: not house.device.busy, 1.0)
+    await house.until(lambda: not house.device.busy, 1.0)
 
 
 async def test_a_reader_that_never_reads_does_not_hold_the_device(house, model):
     """Its progress and its result of 16 MiB are more than gRPC takes in unread."""
     stalled = house.call(bytes(16 << 20))
-    await until(lambda: model.runs == [bytes(16 << 20)] and not house.device.busy)
+    await house.until(lambda: model.runs == [bytes(16 << 20)] and not house.device.busy)
     assert (await events(house.call(b"next")))[-1][0] == "finished"
     got = [name for name, _ in await events(stalled)]  # and it misses nothing that matters when it reads at last
     assert got[-2:] == ["result", "finished"]
@@ -250,7 +253,7 @@ async def test_a_slow_reader_misses_progress_and_never_the_result(house, model):
     model.before_step = lambda job, step: job.preview(Image(encoded=bytes(64 << 10)), step)
     call = house.call(previews=True)
     await first_event(call)
-    await until(lambda: model.runs and not house.device.busy, 20)
+    await house.until(lambda: model.runs and not house.device.busy, 20)
     got = await events(call)
     assert [name for name, _ in got][-2:] == ["result", "finished"]
     assert len(got) < 1500
@@ -305,7 +308,7 @@ async def test_limners_errors_arrive_with_their_details(house, model, where):
 
 async def test_a_call_that_fails_while_decoding_lets_the_next_one_run(house, model, hold):
     first = house.call(b"0")
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
 
     def decode(request):
         if request.image.encoded == b"bad":
@@ -345,7 +348,7 @@ async def test_an_error_keeps_no_pictures_alive(house, model, monkeypatch):
     try:
         await error_of(house.call())
         model.runs.clear()
-        await until(lambda: seen[0]() is None, 1.0)
+        await house.until(lambda: seen[0]() is None, 1.0)
     finally:
         gc.enable()
 
@@ -372,7 +375,7 @@ async def test_a_line_of_undecoded_calls_is_decoded_only_near_its_head(house, mo
 
     model.decode = decode
     calls = [house.call(b"0")]
-    await until(model.running.is_set)
+    await house.until(model.running.is_set)
     for number in range(1, 7):
         calls.append(house.call(b"%d" % number))
         await first_event(calls[-1])
@@ -389,8 +392,44 @@ async def test_open_calls_are_bounded_even_if_nothing_waits(house, monkeypatch):
     monkeypatch.setattr("limner.runtime.device.OPEN_CALLS_PER_PLACE", 1)
     house.device.queue_limit = 1
     stalled = house.call(bytes(16 << 20))
-    await until(lambda: house.model.runs and not house.device.busy)
+    await house.until(lambda: house.model.runs and not house.device.busy)
     assert type(await error_of(house.call(b"x"))) is Overloaded
     stalled.cancel()
-    await until(lambda: not house.device._open_calls)
+    await house.until(lambda: not house.device._open_calls)
     assert (await events(house.call(b"x")))[-1][0] == "finished"
+
+
+async def test_a_call_that_arrives_too_late_is_refused_at_once(house, model):
+    class Late:
+        """A context whose deadline has passed; gRPC's own clients do not send such calls."""
+
+        def time_remaining(self):
+            return 0.0
+
+    responses = stream(Late(), house.device, InpaintResponse, model.work(InpaintRequest()))
+    with pytest.raises(errors.DeadlineExceeded):
+        await anext(responses)
+    assert house.device.waiting == 0
+
+
+async def test_a_mailbox_keeps_the_latest_of_each_kind_and_wakes_its_reader_once():
+    loop = asyncio.get_running_loop()
+    mailbox = Mailbox()
+    mailbox.put("started", 0)
+    woken = 0
+
+    def counted(callback):
+        nonlocal woken
+        woken += 1
+        loop.call_soon(callback)
+
+    mailbox._loop = SimpleNamespace(call_soon_threadsafe=counted)
+    assert await mailbox.take() == ("started", 0)
+    for step in range(10_000):
+        mailbox.put("progress", step)
+        mailbox.put("preview", step)
+    mailbox.put("result", "picture")
+    mailbox.close()
+    assert woken == 1
+    taken = [await mailbox.take() for _ in range(4)]
+    assert taken == [("progress", 9999), ("preview", 9999), ("result", "picture"), None]

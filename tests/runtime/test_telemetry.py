@@ -101,6 +101,7 @@ async def test_queue_and_device_are_measured_and_refusals_counted(house, model, 
     calls = [house.call() for _ in range(3)]
     for call in calls:
         await anext(aiter(call))
+    await house.until(model.running.is_set)
     with pytest.raises(Exception, match="calls wait"):
         await finish(house.call())
     measured = points(memory[1])

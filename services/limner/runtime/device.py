@@ -98,7 +98,11 @@ class Device:
         """Return a place at the end of the line. Raises Overloaded if the line is full, Stopping once closed."""
         if self._closed:
             raise Stopping("the server is stopping; try another one")
-        if len(self._line) >= self.queue_limit or self._open_calls >= OPEN_CALLS_PER_PLACE * self.queue_limit:
+        # One more than may wait: the one that runs, or the head of the line that is being decoded for a free device.
+        if (
+            len(self._line) + self.busy > self.queue_limit
+            or self._open_calls >= OPEN_CALLS_PER_PLACE * self.queue_limit
+        ):
             raise Overloaded(
                 f"{len(self._line)} calls wait for {self.name} already; try again later",
                 retry_after=self._retry_after(),

@@ -40,7 +40,9 @@ from limner.runtime.interceptor import Interceptor
 C = TypeVar("C", bound=ServerConfig)
 
 HOOK_S = 10.0  # how long ending one thing may take
-LAST_BREATH_S = 2.0  # how long threads may go on after everything else has ended
+LAST_BREATH_S = 3.0  # how long threads and telemetry may go on after everything else has ended
+SAME_SIGNAL_S = 0.3  # Ctrl-C may come twice: from the terminal, and from the program that started this one
+AT_ONCE_S = 0.2  # the same after a second signal
 
 _log = logging.getLogger("limner.server")
 
@@ -207,13 +209,15 @@ def run(section: str, kind: type[C], build: Callable[[Server, C], Awaitable[None
         config = _configuration(section, kind, arguments)
         logs.set_up(config.log_format, config.log_level)
         end_telemetry = telemetry.set_up(section)
+        breath = AT_ONCE_S
         try:
-            asyncio.run(_serve_until_signal(section, config, build, began))
+            if not asyncio.run(_serve_until_signal(section, config, build, began)):
+                breath = LAST_BREATH_S
         finally:
-            end_telemetry()
+            end_telemetry(breath)
     except ConfigError as error:
         sys.exit(f"{parser.prog}: {error}")
-    _exit_although_threads_run()
+    _exit_although_threads_run(breath)
 
 
 def _configuration(section: str, kind: type[C], arguments: argparse.Namespace) -> C:
@@ -228,14 +232,21 @@ def _configuration(section: str, kind: type[C], arguments: argparse.Namespace) -
 
 async def _serve_until_signal(
     section: str, config: C, build: Callable[[Server, C], Awaitable[None]], began: float
-) -> None:
+) -> bool:
+    """Serve until told to stop; return whether it was told twice."""
     asked = asyncio.Event()
+    told_twice, told_at = False, 0.0
     server: Server | None = None
 
     def on_signal() -> None:
-        if asked.is_set() and server is not None:
-            server.hurry()
-        asked.set()
+        nonlocal told_twice, told_at
+        if not asked.is_set():
+            told_at = time.monotonic()
+            asked.set()
+        elif time.monotonic() - told_at > SAME_SIGNAL_S:
+            told_twice = True
+            if server is not None:
+                server.hurry()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -246,13 +257,14 @@ async def _serve_until_signal(
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
-        return
+        return told_twice
     server = await starting
     async with server:
         _log.info("serving after %.1f s", time.perf_counter() - began)
         await asked.wait()
         _log.info("stopping; a second signal stops at once")
     _log.info("stopped")
+    return told_twice
 
 
 async def _first_of(*awaitables: Awaitable[object], timeout: float | None = None) -> None:
@@ -263,9 +275,9 @@ async def _first_of(*awaitables: Awaitable[object], timeout: float | None = None
         task.cancel()
 
 
-def _exit_although_threads_run() -> None:
+def _exit_although_threads_run(within_s: float) -> None:
     """End the process even if a device's thread is in the middle of a long step, which Python would wait for."""
-    until = time.monotonic() + LAST_BREATH_S
+    until = time.monotonic() + within_s
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(until - time.monotonic(), 0))

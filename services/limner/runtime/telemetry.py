@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -128,9 +130,9 @@ def outgoing(
     return metadata, None if remaining is None else remaining - margin
 
 
-def set_up(service: str, environment: Mapping[str, str] | None = None) -> Callable[[], None]:
+def set_up(service: str, environment: Mapping[str, str] | None = None) -> Callable[[float], None]:
     """Install what OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER (`none`, `console`, `otlp`) ask for, and return a
-    function that sends what is left and ends it.
+    function that sends what is left, for so many seconds at most, and ends it.
 
     Both default to `otlp` if an OTEL_EXPORTER_OTLP_ENDPOINT is set, else to `none`. OTEL_SERVICE_NAME defaults to
     `limner-<service>`. Raises ConfigError for an exporter that there isn't.
@@ -139,7 +141,7 @@ def set_up(service: str, environment: Mapping[str, str] | None = None) -> Callab
     traces = _exporter_name(environment, "TRACES")
     measures = _exporter_name(environment, "METRICS")
     if traces == measures == "none":
-        return lambda: None
+        return lambda within_s: None
     from opentelemetry.sdk.resources import Resource  # here, as it costs start-up time
 
     name = environment.get("OTEL_SERVICE_NAME", f"limner-{service}")
@@ -151,9 +153,14 @@ def set_up(service: str, environment: Mapping[str, str] | None = None) -> Callab
         ends.append(_set_up_metrics(measures, resource))
     _log.info("telemetry of %s: traces to %s, metrics to %s", name, traces, measures)
 
-    def end() -> None:
-        for each in ends:
-            each()
+    def end(within_s: float) -> None:
+        # Exporters try for a long time to reach a collector that is gone, and a server must stop all the same.
+        until = time.monotonic() + within_s
+        threads = [threading.Thread(target=each, daemon=True) for each in ends]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(until - time.monotonic(), 0))
 
     return end
 
