@@ -24,7 +24,7 @@ CARD = ModelCard(
     engine="pypatchmatch",
 )
 
-PATCH_RADIUS = 3  # patches of 7 × 7; docs/inpainting.md compares
+PATCH_RADIUS = 4  # patches of 9 × 9; docs/inpainting.md compares
 
 
 def window(options: Options) -> Window:
@@ -38,7 +38,7 @@ def load(placement: Placement, store: Store) -> Filler:
 
 
 class PatchMatch:
-    """PatchMatch(3) compares patches of 7 × 7 pixels."""
+    """PatchMatch(4) compares patches of 9 × 9 pixels."""
 
     def __init__(self, patch_radius: int) -> None:
         self._patch_radius = patch_radius

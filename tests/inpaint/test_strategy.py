@@ -1,0 +1,226 @@
+"""What the models see, and that nothing else of a picture changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from limner.core.errors import BadMask, Cancelled
+from limner.core.geometry import Box, Size
+from limner.core.picture import Picture
+from limner.inpaint.filler import Filler, Options, Window
+from limner.inpaint.models import MODELS
+from limner.inpaint.strategy import Plan, Region, Strategy, inpaint, plan
+from limner.runtime.job import Job
+
+WINDOW = Window(64, 32)
+
+
+@dataclass
+class Grey:
+    """A model that fills with a mean, and remembers the shapes and holes it saw."""
+
+    holes: list[NDArray[np.bool_]] = field(default_factory=list)
+
+    def fill(self, pixels: NDArray, hole: NDArray[np.bool_], options: Options, check: Callable[[], None]) -> NDArray:
+        assert hole.any()
+        assert not hole.all(), "nothing to fill from"
+        self.holes.append(hole)
+        return np.full_like(pixels, pixels[~hole].mean())
+
+
+def mask_of(size: tuple[int, int], *boxes: Box, value: int = 255) -> NDArray[np.uint8]:
+    mask = np.zeros(size, np.uint8)
+    for box in boxes:
+        mask[box.slices()] = value
+    return mask
+
+
+def picture_of(height: int, width: int, channels: int = 3, dtype: type = np.uint8, seed: int = 0) -> Picture:
+    random = np.random.default_rng(seed)
+    return Picture(random.integers(0, np.iinfo(dtype).max, (height, width, channels), dtype=dtype, endpoint=True))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("strategy", list(Strategy))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_unmasked_pixels_are_bit_identical(
+    name: str, strategy: Strategy, fillers: dict[str, Filler], job: Job, data: st.DataObject
+) -> None:
+    height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(2, 90))
+    channels, dtype = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([np.uint8, np.uint16]))
+    picture = picture_of(height, width, channels, dtype, data.draw(st.integers(0, 99)))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    mask = np.where(random.random((height, width)) < data.draw(st.floats(0, 0.98)), 255, 0).astype(np.uint8)
+    if data.draw(st.booleans()):
+        mask = np.minimum(mask, random.integers(0, 256, mask.shape)).astype(np.uint8)  # soft
+    mask.flat[0], mask.flat[-1] = 0, 255
+    margin, limit = data.draw(st.none() | st.integers(0, 20)), data.draw(st.integers(8, 64))
+    how = plan(mask, strategy, WINDOW, margin=margin, resize_limit=limit)
+    filled = inpaint(picture, mask, how, fillers[name], WINDOW, Options(), job)
+    assert filled.pixels.dtype == picture.pixels.dtype
+    assert (filled.pixels[mask == 0] == picture.pixels[mask == 0]).all()
+    if picture.has_alpha:
+        assert (filled.pixels[:, :, -1] == picture.pixels[:, :, -1]).all()
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_hidden_does_not_matter(
+    name: str, strategy: Strategy, dtype: type, fillers: dict[str, Filler], job: Job
+) -> None:
+    mask = mask_of((70, 80), Box(30, 20, 19, 23))
+    picture = picture_of(70, 80, 3, dtype)
+    other = picture.pixels.copy()
+    other[mask > 0] = np.iinfo(dtype).max
+    how = plan(mask, strategy, WINDOW, margin=8, resize_limit=33)
+    results = [inpaint(each, mask, how, fillers[name], WINDOW, Options(), job) for each in (picture, Picture(other))]
+    assert (results[0].pixels == results[1].pixels).all()
+
+
+def test_soft_masks_blend() -> None:
+    picture = Picture(np.full((20, 20, 1), 100, np.uint8))
+    job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: None)
+
+    class White:
+        def fill(self, pixels: NDArray, hole: NDArray, options: Options, check: Callable[[], None]) -> NDArray:
+            return np.full_like(pixels, 200)
+
+    mask = mask_of((20, 20), Box(5, 5, 4, 4), value=51)
+    result = inpaint(picture, mask, plan(mask, Strategy.CROP, WINDOW), White(), WINDOW, Options(), job)
+    assert (result.pixels[5:9, 5:9] == 120).all()
+
+
+def test_crop_merges_overlapping_neighbourhoods() -> None:
+    mask = mask_of((500, 900), Box(100, 100, 10, 10), Box(150, 120, 10, 10), Box(700, 300, 10, 10))
+    how = plan(mask, Strategy.CROP, WINDOW, margin=30)
+    assert [region.box for region in how.regions] == [Box(70, 70, 120, 90), Box(670, 270, 70, 70)]
+    assert "2 neighbourhoods" in how.reason
+
+
+def test_crop_shows_128_pixels_around_and_more_around_large_holes() -> None:
+    small, large = Box(1000, 1000, 40, 40), Box(600, 600, 1000, 700)
+    for hole, margin in ((small, 128), (large, 250)):
+        (region,) = plan(mask_of((2000, 2500), hole), Strategy.CROP, WINDOW).regions
+        assert region.box == hole.grown(margin, Size(2500, 2000))
+
+
+def test_a_margin_of_0_still_shows_a_known_pixel(job: Job) -> None:
+    mask = mask_of((60, 60), Box(10, 10, 20, 20))
+    grey = Grey()
+    inpaint(picture_of(60, 60), mask, plan(mask, Strategy.CROP, WINDOW, margin=0), grey, WINDOW, Options(), job)
+    assert len(grey.holes) == 1
+
+
+def test_resize_reduces_the_longer_side_to_the_limit() -> None:
+    mask = mask_of((300, 900), Box(10, 10, 20, 20))
+    assert plan(mask, Strategy.RESIZE, WINDOW, resize_limit=300).regions == (
+        Region(Box(0, 0, 900, 300), Size(300, 100)),
+    )
+    assert not plan(mask, Strategy.RESIZE, WINDOW).regions[0].reduced
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_a_mask_over_everything_is_refused(strategy: Strategy) -> None:
+    with pytest.raises(BadMask, match="leave a part"):
+        plan(np.full((9, 9), 3, np.uint8), strategy, WINDOW)
+
+
+def test_auto_shows_the_whole_of_a_small_picture_and_the_neighbourhood_in_a_large_one() -> None:
+    hole = Box(40, 40, 30, 30)
+    small = plan(mask_of((110, 120), hole), Strategy.AUTO, WINDOW)
+    assert small.regions == (Region(Box(0, 0, 120, 110), Size(120, 110)),)
+    assert small.reason.startswith("auto: original")
+    large = plan(mask_of((3000, 4000), hole), Strategy.AUTO, Window(512, 256))
+    assert large.regions[0].box == hole.grown(128, Size(4000, 3000))
+    assert large.reason.startswith("auto: crop")
+
+
+def test_auto_reduces_bulky_holes_and_leaves_scratches_at_full_size() -> None:
+    bulky = plan(mask_of((600, 600), Box(100, 100, 400, 300)), Strategy.AUTO, WINDOW, margin=20)
+    assert bulky.regions[0].reduced
+    assert max(bulky.regions[0].size.width, bulky.regions[0].size.height) == WINDOW.side
+    assert "reduced to 128" in bulky.reason
+    scratch = plan(mask_of((600, 600), Box(50, 300, 500, 4)), Strategy.AUTO, WINDOW, margin=20)
+    assert not scratch.regions[0].reduced
+
+
+@pytest.mark.parametrize("strategy", [Strategy.AUTO, Strategy.CROP])
+def test_the_model_sees_no_more_of_a_large_picture_than_of_a_small_one(strategy: Strategy, job: Job) -> None:
+    seen = []
+    for height, width in ((1000, 1000), (3000, 4000)):
+        grey, mask = Grey(), mask_of((height, width), Box(300, 300, 200, 200))
+        picture = Picture(np.zeros((height, width, 3), np.uint8))
+        window = Window(512, 256)
+        inpaint(picture, mask, plan(mask, strategy, window), grey, window, Options(), job)
+        seen.append(sum(hole.size for hole in grey.holes))
+    assert seen[0] == seen[1] == 456 * 456
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    x=st.integers(0, 200),
+    y=st.integers(0, 200),
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    noise=st.booleans(),
+)
+@example(x=0, y=0, width=299, height=400, noise=False)
+def test_large_holes_are_filled_in_bounded_steps_that_each_see_something_known(
+    x: int, y: int, width: int, height: int, noise: bool, job: Job
+) -> None:
+    mask = mask_of((300, 301), Box(x, y, width, height))
+    if noise:
+        mask |= np.where(np.random.default_rng(x).random(mask.shape) < 0.5, 255, 0).astype(np.uint8)
+    mask[-1, -1] = 0
+    grey = Grey()
+    picture = picture_of(300, 301)
+    result = inpaint(picture, mask, plan(mask, Strategy.ORIGINAL, WINDOW), grey, WINDOW, Options(), job)
+    assert all(max(hole.shape) <= WINDOW.side for hole in grey.holes)
+    assert (result.pixels[mask == 0] == picture.pixels[mask == 0]).all()
+
+
+def test_progress_counts_steps_and_a_cancelled_job_ends_after_one() -> None:
+    mask = mask_of((400, 400), Box(20, 20, 360, 360))
+    how = plan(mask, Strategy.ORIGINAL, WINDOW)
+    told = []
+    job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: told.append(message))
+    inpaint(picture_of(400, 400), mask, how, Grey(), WINDOW, Options(), job)
+    assert [message.step for message in told] == list(range(37))
+    assert {message.step_count for message in told} == {36}
+
+    @dataclass
+    class Cancelling(Grey):
+        def fill(self, *arguments: object) -> NDArray:  # type: ignore[override]
+            job.cancel()
+            return super().fill(*arguments)  # type: ignore[arg-type]
+
+    model = Cancelling()
+    with pytest.raises(Cancelled):
+        inpaint(picture_of(400, 400), mask, how, model, WINDOW, Options(), job)
+    assert len(model.holes) == 1
+
+
+def test_reduced_fills_are_clipped_not_wrapped(job: Job) -> None:
+    """Enlarging by cubics overshoots at edges; the peer's fills wrapped around there."""
+    stripes = np.where(np.arange(400)[None, :, None] // 20 % 2, 255, 0).astype(np.uint8)
+    picture = Picture(np.repeat(np.repeat(stripes, 300, axis=0), 3, axis=2))
+
+    class Truth:
+        def fill(self, pixels: NDArray, hole: NDArray, options: Options, check: Callable[[], None]) -> NDArray:
+            columns = np.arange(pixels.shape[1]) * 400 / pixels.shape[1]
+            return np.broadcast_to(np.where(columns[None, :, None] // 20 % 2, 255, 0), pixels.shape).astype(np.uint8)
+
+    mask = mask_of((300, 400), Box(100, 100, 200, 100))
+    how = Plan((Region(Box(0, 0, 400, 300), Size(200, 150)),), "")
+    result = inpaint(picture, mask, how, Truth(), Window(512, 256), Options(), job)
+    middle = np.arange(400) % 20 == 10  # far from edges
+    assert np.abs(result.pixels[:, middle].astype(int) - picture.pixels[:, middle]).max() < 10
