@@ -66,6 +66,18 @@ def test_a_mask_of_nothing_changes_nothing() -> None:
     assert result.icc_profile == b"icc"
 
 
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
+def test_what_a_fill_holds_outside_the_hole_does_not_matter(garbage: float) -> None:
+    original = Picture(noise(1, 5, 7, 3))
+    mask = np.zeros((5, 7), np.uint8)
+    mask[2, 3] = 128
+    fill = np.full((5, 7, 3), garbage, np.float32)
+    fill[2, 3] = 100
+    result = blend(original, fill, mask)
+    assert np.array_equal(result.pixels[mask == 0], original.pixels[mask == 0])
+    assert np.abs(result.pixels[2, 3] - (original.pixels[2, 3] + 100) / 2).max() < 1
+
+
 def test_large_masks_are_blended_whole() -> None:
     original = Picture(np.zeros((1500, 700, 1), np.uint8))
     result = blend(original, np.full((1500, 700, 1), 200, np.uint8), np.full((1500, 700), 255, np.uint8))

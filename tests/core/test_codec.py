@@ -398,13 +398,13 @@ def test_cmyk_goes_through_its_profile_which_is_not_kept() -> None:
     lab = np.zeros((2, 2, 2, 2, 3), np.uint8)
     lab[:] = (255, 128, 128)  # no ink leaves paper white ...
     lab[1] = (137, 208, 195)  # ... and "cyan" of this press is a red
-    data = saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "TIFF", icc_profile=cmyk_profile(lab))
-    picture = decode(data)
-    red, green, blue = picture.pixels[0, 0].astype(int)
-    assert red > 200
-    assert max(green, blue) < 60
-    assert picture.icc_profile is None
-    assert decode(saved(Image.new("CMYK", (8, 8)), "TIFF", icc_profile=cmyk_profile(lab))).pixels.min() >= 253
+    for kind in ("TIFF", "JPEG"):
+        picture = decode(saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), kind, icc_profile=cmyk_profile(lab)))
+        red, green, blue = picture.pixels[0, 0].astype(int)
+        assert red > 200
+        assert max(green, blue) < 60
+        assert picture.icc_profile is None
+        assert decode(saved(Image.new("CMYK", (8, 8)), kind, icc_profile=cmyk_profile(lab))).pixels.min() >= 253
 
 
 def test_cmyk_with_a_broken_profile_is_read_as_plain_inks() -> None:
@@ -549,6 +549,27 @@ def test_truncated_files_are_refused_and_never_half_a_picture(kind: str) -> None
         assert picture is None or np.array_equal(picture.pixels, whole)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(
+    ("tag", "change"),
+    [
+        ("StripByteCounts", lambda values: (0, *values[1:])),
+        ("StripOffsets", lambda values: (*values[:-1], 10**6)),
+        ("StripOffsets", lambda values: (*values[:-1], 0)),
+        ("ImageLength", lambda values: 33),
+    ],
+)
+def test_tiffs_that_lack_strips_are_refused_and_not_filled_with_black(
+    tag: str, change: Any, compression: str | None
+) -> None:
+    file = io.BytesIO(tiff(noise(30, 31, 3), photometric="rgb", rowsperstrip=10, compression=compression))
+    with tifffile.TiffFile(file, mode="r+") as opened:
+        entry = opened.pages.first.tags[tag]
+        entry.overwrite(change(entry.value))
+    with pytest.raises(BadImage):
+        decode(file.getvalue())
+
+
 @given(
     st.sampled_from(sorted(FILES)),
     st.lists(
@@ -591,7 +612,7 @@ def png_header(width: int, height: int, bits: int = 8) -> bytes:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize(("width", "height"), [(9000, 9000), (60000, 60000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(("width", "height"), [(9000, 9000), (10000, 10000), (60000, 60000), (2**31 - 1, 2**31 - 1)])
 def test_bombs_are_refused_by_their_header(width: int, height: int, bits: int) -> None:
     data = png_header(width, height, bits) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     with pytest.raises(ImageTooLarge) as caught:

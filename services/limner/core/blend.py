@@ -37,9 +37,9 @@ def blend(original: Picture, fill: NDArray[Any], mask: Mask) -> Picture:
         band = np.s_[top : min(top + rows_a_band, box.bottom), box.x : box.right]
         shown = mask[band][:, :, None]
         old = pixels[band][:, :, :colours].astype(np.float32)
-        new = old + (fill[band] - old) * (shown.astype(np.float32) / 255)
-        rounded = np.rint(np.clip(new, 0, original.maximum)).astype(pixels.dtype)
-        np.copyto(pixels[band][:, :, :colours], rounded, where=shown > 0)
+        fresh = np.where(shown > 0, fill[band], old)  # whatever the fill holds elsewhere, not even NaN gets through
+        new = old + (fresh - old) * (shown.astype(np.float32) / 255)
+        pixels[band][:, :, :colours] = np.rint(np.clip(new, 0, original.maximum))
     return original.with_pixels(pixels)
 
 

@@ -396,7 +396,9 @@ def _check_tiff_layout(page: tifffile.TiffPage, data: bytes, limits: Limits, fie
     if page.is_tiled and page.tilewidth * page.tilelength > max(limits.max_pixels, 1 << 20):
         raise BadImage("the TIFF's tiles are larger than any picture accepted; write it anew", field=field)
     spans = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    if len(spans) < math.prod(page.chunked) or any(count < 1 or offset + count > len(data) for offset, count in spans):
+    if len(spans) < math.prod(page.chunked) or any(
+        count < 1 or offset < 8 or offset + count > len(data) for offset, count in spans
+    ):
         raise BadImage("the image is cut off: pixels are missing; send the whole file again", field=field)
 
 
