@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -248,7 +248,7 @@ class AsyncRun:
         self._metadata = trace_metadata()
         self._sent = request is None
         self._ended = False
-        self._events: AsyncIterator[router_pb2.RunEvent] | None = None
+        self._events: AsyncGenerator[router_pb2.RunEvent, None] | None = None
 
     async def __aenter__(self) -> AsyncRun:
         return self
@@ -258,6 +258,9 @@ class AsyncRun:
     ) -> None:
         if self._request is not None and not self._request.detached:
             await self.cancel()
+        if self._events is not None:
+            with suppress(RuntimeError):  # another task reads it still, and will see the end
+                await self._events.aclose()
 
     def __aiter__(self) -> AsyncRun:
         return self
@@ -282,16 +285,15 @@ class AsyncRun:
                 if not self.run_id:
                     await self._learn_run_id()
                 await self._client.cancel(self.run_id)
-        except (RequestFailed, TimeoutError):
+        except (RequestFailed, StopAsyncIteration, TimeoutError):
             pass
 
     async def _learn_run_id(self) -> None:
         """A run that was left before its first event has an id that only the router knows; joining it tells."""
-        async for event in self._stream(None):
-            self.run_id = event.accepted.run_id
-            return
+        async with aclosing(self._stream(None)) as events:
+            self.run_id = (await anext(events)).accepted.run_id
 
-    async def _follow(self) -> AsyncIterator[router_pb2.RunEvent]:
+    async def _follow(self) -> AsyncGenerator[router_pb2.RunEvent, None]:
         """All events, across as many connections as it takes."""
         loop = asyncio.get_running_loop()
         deadline = None if self._timeout is None else loop.time() + self._timeout
@@ -301,17 +303,19 @@ class AsyncRun:
         tries, lost_at = 0, None
         while True:
             try:
-                async for event in self._stream(None if deadline is None else max(0.001, deadline - loop.time())):
-                    tries, lost_at = 0, None
-                    if event.sequence <= self.sequence:  # a joined run begins with its first event again
-                        continue
-                    self.sequence = event.sequence
-                    await self._note(event)
-                    yield event
-                    if event.HasField("run_failed"):
-                        raise from_status(event.run_failed.error)
-                    if self._ended:
-                        return
+                left = None if deadline is None else max(0.001, deadline - loop.time())
+                async with aclosing(self._stream(left)) as events:
+                    async for event in events:
+                        tries, lost_at = 0, None
+                        if event.sequence <= self.sequence:  # a joined run begins with its first event again
+                            continue
+                        await self._note(event)
+                        self.sequence = event.sequence
+                        yield event
+                        if event.HasField("run_failed"):
+                            raise from_status(event.run_failed.error)
+                        if self._ended:
+                            return
                 failure = RequestFailed(grpc.StatusCode.DATA_LOSS, "the stream ended before the run did")
             except RequestFailed as error:
                 if not is_lost_connection(error):
@@ -326,7 +330,7 @@ class AsyncRun:
                 raise failure
             await asyncio.sleep(min(1.0, 0.1 * 2**tries))
 
-    async def _stream(self, timeout: float | None) -> AsyncIterator[router_pb2.RunEvent]:
+    async def _stream(self, timeout: float | None) -> AsyncGenerator[router_pb2.RunEvent, None]:
         """The events of one connection: of the run as it begins, or of what follows the last event seen."""
         stub = router_pb2_grpc.RouterServiceStub(self._client.channel())
         call: Any

@@ -161,7 +161,8 @@ class LocalServers:
         waiting = list(self._services if names is None else names)
         checks = [(name, name, health_check(self.address(name))) for name in waiting]
         if "router" in self._services:
-            seen = router_check(self.address("router"), {name for name in waiting if name != "router"})
+            known = set(self._services if "router" in waiting else waiting) - {"router"} - self.dead().keys()
+            seen = router_check(self.address("router"), known)
             checks.append(("router", "one of the servers, as the router sees it,", seen))
         for name, what, is_healthy in checks:
             while not is_healthy():
