@@ -62,13 +62,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
             return handler
         if handler is None:
             return self._not_there(method)
+        if handler.request_streaming:
+            raise NotImplementedError(f"{method} streams its requests, which no call of limner.v1 does")
         deserializer = _checked(handler.request_deserializer, self._gate.max_message_bytes)
         if handler.response_streaming:
-            behaviour = self._streamed(method, handler.stream_stream or handler.unary_stream)
-        else:
-            behaviour = self._single(method, handler.stream_unary or handler.unary_unary)
-        make = _HANDLERS[handler.request_streaming, handler.response_streaming]
-        return make(behaviour, deserializer, handler.response_serializer)
+            behaviour = self._streamed(method, handler.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(behaviour, deserializer, handler.response_serializer)
+        behaviour = self._single(method, handler.unary_unary)
+        return grpc.unary_unary_rpc_method_handler(behaviour, deserializer, handler.response_serializer)
 
     def _not_there(self, method: str) -> Any:
         """Return a handler for a method that is unknown, perhaps only because the server is still starting."""
@@ -121,14 +122,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 f"the result is {actual} bytes, and at most {limit} can be sent: ask for a lossy format",
                 metadata={"limit": str(limit), "actual": str(actual)},
             )
-
-
-_HANDLERS = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
 
 
 @dataclass

@@ -245,8 +245,9 @@ async def _serve_until_signal(
             asked.set()
         elif time.monotonic() - told_at > SAME_SIGNAL_S:
             told_twice = True
-            if server is not None:
-                server.hurry()
+            if server is None:
+                os._exit(1)  # still loading, perhaps on a thread that nothing else can end
+            server.hurry()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
