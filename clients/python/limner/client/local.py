@@ -32,6 +32,7 @@ SERVICES = tuple(DEFAULT_PORTS)
 # Below the range that systems take ports of outgoing connections from, so that a port found free stays so.
 _FREE_PORTS = range(15000, 32000)
 _POLL_SECONDS = 0.05
+_ROUTER_POLL_SECONDS = 0.2  # it logs these calls
 
 
 class ServiceFailed(Exception):  # noqa: N818  (says what happened)
@@ -159,19 +160,19 @@ class LocalServers:
         """
         deadline = time.monotonic() + self._start_timeout
         waiting = list(self._services if names is None else names)
-        checks = [(name, name, health_check(self.address(name))) for name in waiting]
+        checks = [(name, name, health_check(self.address(name)), _POLL_SECONDS) for name in waiting]
         if "router" in self._services:
             known = set(self._services if "router" in waiting else waiting) - {"router"} - self.dead().keys()
             seen = router_check(self.address("router"), known)
-            checks.append(("router", "one of the servers, as the router sees it,", seen))
-        for name, what, is_healthy in checks:
+            checks.append(("router", "one of the servers, as the router sees it,", seen, _ROUTER_POLL_SECONDS))
+        for name, what, is_healthy, interval in checks:
             while not is_healthy():
                 if name in self.dead():
                     raise ServiceFailed(self.describe_death(name))
                 if time.monotonic() > deadline:
                     log = "\n".join(f"  {line}" for line in self.last_lines(name))
                     raise ServiceFailed(f"{what} is not healthy after {self._start_timeout:g} s\n{log}")
-                time.sleep(_POLL_SECONDS)
+                time.sleep(interval)
 
     def describe_death(self, name: str) -> str:
         """What became of a dead service, with the end of its log."""
