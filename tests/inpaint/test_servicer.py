@@ -55,13 +55,11 @@ def request(**options: Any) -> inpaint_pb2.InpaintRequest:
     )
 
 
-async def ask(
-    channel: grpc.aio.Channel, asked: inpaint_pb2.InpaintRequest
-) -> dict[str, list[inpaint_pb2.InpaintResponse]]:
+async def ask(channel: grpc.aio.Channel, asked: inpaint_pb2.InpaintRequest) -> dict[str, list[Any]]:
     """Return the call's events by name."""
     events: dict[str, list[Any]] = {}
     async for response in inpaint_pb2_grpc.InpaintServiceStub(channel).Inpaint(asked):
-        name = response.WhichOneof("event")
+        name = str(response.WhichOneof("event"))
         events.setdefault(name, []).append(getattr(response, name))
     return events
 
@@ -83,7 +81,7 @@ async def refused(
     return caught.value.code(), info.reason, caught.value.details() or "", fields
 
 
-@pytest.mark.parametrize("model", ["patchmatch", "telea", "navier-stokes"])
+@pytest.mark.parametrize("model", ["patchmatch", "fsr", "telea", "navier-stokes"])
 async def test_a_hole_is_filled_and_the_rest_stays(channel: grpc.aio.Channel, model: str) -> None:
     events = await ask(channel, request(model=model, seed=7))
     assert list(events)[-2:] == ["result", "finished"]
@@ -148,7 +146,7 @@ async def test_the_edges_of_the_ranges_are_accepted(channel: grpc.aio.Channel) -
 async def test_an_unknown_model_is_answered_with_those_that_exist(channel: grpc.aio.Channel) -> None:
     code, reason, message, _ = await refused(channel, request(model="lama2"))
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL")
-    assert "navier-stokes, patchmatch, telea" in message
+    assert "fsr, navier-stokes, patchmatch, telea" in message
 
 
 @pytest.mark.parametrize(
@@ -202,6 +200,6 @@ async def test_cancelling_a_long_fill_frees_the_device_at_once(channel: grpc.aio
 
 async def test_the_models_are_listed_with_licence_and_source(channel: grpc.aio.Channel) -> None:
     listed = await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())
-    assert [model.name for model in listed.models] == ["navier-stokes", "patchmatch", "telea"]
+    assert [model.name for model in listed.models] == ["fsr", "navier-stokes", "patchmatch", "telea"]
     assert all(model.licence and model.source and model.task == "inpaint" for model in listed.models)
     assert [model.name for model in listed.models if model.default] == ["patchmatch"]
