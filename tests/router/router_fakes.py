@@ -113,7 +113,7 @@ def after(seconds: float) -> Script:
 
 def failing(error: LimnerError) -> Script:
     async def script(call: Call) -> AsyncIterator[Event]:
-        raise error
+        raise error.with_traceback(None)  # else each raising adds the frames of its call
         yield  # it is a generator
 
     return script

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from router_fakes import after, erase, finished, kinds, request, results, until
+from router_fakes import after, at_once, erase, failing, finished, kinds, request, results, until
 
 from limner.core.errors import (
     BadMask,
@@ -19,6 +23,10 @@ from limner.core.errors import (
     RequestIdConflict,
     RunNotFound,
 )
+from limner.router.blobs import BlobStore
+from limner.router.config import RouterConfig
+from limner.router.pool import Pool, PoolSettings
+from limner.router.runs import Runs
 from limner.runtime.status import from_status
 from limner.v1 import inpaint_pb2, progress_pb2, router_pb2
 
@@ -394,6 +402,29 @@ async def test_ended_runs_are_forgotten_by_age_and_by_size(routers: Any, fake: A
     with pytest.raises(grpc.aio.AioRpcError):
         await watch(router, ids[0])
     await watch(router, ids[1])
+
+
+@pytest.mark.parametrize("script", [at_once, failing(BadMask("the mask selects nothing"))])
+async def test_a_run_that_ended_lets_its_pictures_go_without_the_garbage_collector(
+    fake: Any, tmp_path: Path, script: Any
+) -> None:
+    fake.script("inpaint", script)
+    pool = Pool({"inpaint": [fake.address]}, PoolSettings())
+    await pool.start()
+    runs = Runs(RouterConfig(), pool, BlobStore(tmp_path, quota_bytes=1000, max_age=10, upload_max_age=10))
+    asked = request(erase())
+    references = sys.getrefcount(asked)
+    gc.disable()
+    try:
+        run = await runs.start(asked, None)
+        with contextlib.suppress(BadMask):
+            async for _ in runs.read(run):
+                pass
+        await asyncio.sleep(0.05)
+        assert sys.getrefcount(asked) == references
+    finally:
+        gc.enable()
+        await pool.close()
 
 
 async def test_an_internal_error_says_one_id_in_the_event_and_the_status(router: Any, monkeypatch: Any) -> None:

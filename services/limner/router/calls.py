@@ -29,9 +29,6 @@ from limner.runtime.status import from_status
 from limner.v1 import progress_pb2, router_pb2
 
 MAX_ATTEMPTS = 3
-# Between the first try and the last of a call that every server is too busy to take; the wait may be that long even
-# where there is no deadline.
-OVERLOAD_PATIENCE = 30.0
 _SHORTEST_PAUSE = 0.02
 
 # How a step's events are told: their name in RunEvent, and the event.
@@ -57,6 +54,7 @@ class Caller:
     previews: bool
     remaining: Callable[[], float | None]  # seconds until the run's deadline
     margin: float  # seconds kept back for passing the answer on
+    overload_wait: float  # seconds that a call waits for a place where all servers are full
 
     async def call(self, operation: Operation, request: Any, *, step: str, tell: Tell) -> Answer:
         """Do one step. `tell` gets Queued, Started, Progress, Preview and StepRetried as they come.
@@ -64,7 +62,7 @@ class Caller:
         Raises what the server raised, ServerUnavailable, or DeadlineExceeded.
         """
         kind = operation.server
-        give_up = asyncio.get_running_loop().time() + OVERLOAD_PATIENCE
+        give_up = asyncio.get_running_loop().time() + self.overload_wait
         tried: set[Backend] = set()  # since the last pause
         attempt, lost = 1, ""
         with _Place(self.pool.line(kind)) as place:

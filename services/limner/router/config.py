@@ -21,6 +21,7 @@ class RouterConfig(ServerConfig):
     keepalive_time: float = 5.0  # a server is pinged after this long without traffic; servers permit 5 s, not less
     keepalive_timeout: float = 5.0  # one that doesn't answer a ping within this is gone
     connect_wait: float = 2.0  # how long a step waits for a healthy server
+    overload_wait: float = 30.0  # how long a step waits for a place if all servers of its kind are full
     resolve_interval: float = 5.0  # `dns:///` names are looked up again this often
     deadline_margin: float = 0.1  # kept back of a deadline, to pass the answer on in
     max_runs: int = 128  # at the same time; more are refused
@@ -37,6 +38,7 @@ class RouterConfig(ServerConfig):
         within("keepalive_time", self.keepalive_time, 0.1, 7200)
         within("keepalive_timeout", self.keepalive_timeout, 0.1, 600)
         within("connect_wait", self.connect_wait, 0, 600)
+        within("overload_wait", self.overload_wait, 0, 86_400)
         within("resolve_interval", self.resolve_interval, 0.1, 3600)
         within("deadline_margin", self.deadline_margin, 0, 60)
         within("max_runs", self.max_runs, 1, 100_000)

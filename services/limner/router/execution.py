@@ -107,7 +107,8 @@ class _Execution:
             try:
                 await self._do(planned)
             except Exception as error:
-                raise _blamed(as_limner_error(error), planned, self._inputs) from error
+                # What was not meant to be raised is in the log by now.
+                raise _blamed(as_limner_error(error), planned, self._inputs) from None
 
     async def _do(self, planned: PlannedStep) -> None:
         operation = operation_of(planned.step)

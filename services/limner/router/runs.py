@@ -14,8 +14,11 @@ import logging
 import random
 import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
+
+from google.rpc import status_pb2
 
 from limner.core.errors import (
     BadArgument,
@@ -34,7 +37,7 @@ from limner.router.pipeline import Plan, plan
 from limner.router.pool import Pool
 from limner.runtime import logs
 from limner.runtime.messages import duration
-from limner.runtime.status import as_limner_error, to_status
+from limner.runtime.status import as_limner_error, from_status_proto, to_status
 from limner.runtime.telemetry import tracer
 from limner.v1 import router_pb2
 
@@ -53,7 +56,8 @@ class Run:
         """`remaining` is the seconds to the first reader's deadline: it holds for runs that end with their readers."""
         self.id = secrets.token_hex(16)
         self.journal = Journal()
-        self.error: LimnerError | None = None
+        # Why it failed. Not the exception: its traceback holds on to every frame, and those to the pictures.
+        self.failure: status_pb2.Status | None = None
         self.began = time.monotonic()
         self.ended_at = 0.0
         self.request_key = ""
@@ -69,7 +73,7 @@ class Run:
     @property
     def joinable(self) -> bool:
         """Tell whether the run has done, or will do, what it was asked to."""
-        return self.error is None and not self._cancelled_because
+        return self.failure is None and not self._cancelled_because
 
     def remaining(self) -> float | None:
         """Return the seconds to the run's deadline."""
@@ -109,7 +113,6 @@ class Run:
 
     def end(self, error: LimnerError | None) -> None:
         """Write the last event."""
-        self.error = error
         self.ended_at = time.monotonic()
         self._task = None
         if self._timer is not None:
@@ -119,7 +122,8 @@ class Run:
                 "", "run_finished", router_pb2.RunFinished(duration=duration(self.ended_at - self.began))
             )
         else:
-            self.journal.append("", "run_failed", router_pb2.RunFailed(error=to_status(error)))
+            self.failure = to_status(error)
+            self.journal.append("", "run_failed", router_pb2.RunFailed(error=self.failure))
         self.journal.end()
 
     def cancellation(self) -> Cancelled:
@@ -216,8 +220,8 @@ class Runs:
             )
         async for response in run.journal.follow(after):
             yield response
-        if run.error is not None:
-            raise run.error
+        if run.failure is not None:
+            raise from_status_proto(run.failure)
 
     def forget_old(self) -> None:
         """Forget runs that ended long ago, or are too many or too much. To be called now and then."""
@@ -269,6 +273,7 @@ class Runs:
             previews=request.previews,
             remaining=run.remaining,
             margin=self._config.deadline_margin,
+            overload_wait=self._config.overload_wait,
         )
         inline_limit = request.inline_limit_bytes if request.HasField("inline_limit_bytes") else INLINE_LIMIT
         with tracer.start_as_current_span("run", attributes={"limner.run_id": run.id}):
@@ -286,12 +291,26 @@ class Runs:
         failure = run.cancellation() if task.cancelled() else task.exception()
         error = None if failure is None else as_limner_error(failure)
         run.end(error)
+        if failure is not None:
+            _let_go(failure)
         self._active.discard(run)
         self._runs[run.id] = self._runs.pop(run.id)  # to the end: the order is that of ending
         seconds = run.ended_at - run.began
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         _log.info("run %s: %s after %.2f s", run.id, "finished" if error is None else error.message, seconds)
         self.forget_old()
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames that an error went through. They and the error hold each other, and the pictures in them are
+    memory that Python's collector doesn't see and so doesn't hurry to free."""
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and each.__traceback__ is not None:
+            traceback.clear_frames(each.__traceback__)
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]
 
 
 def _checked_linger(request: router_pb2.RunRequest) -> float:
