@@ -45,7 +45,7 @@ def fill(image: bytes, mask: bytes, model: str | None = None, **fields: object) 
 
 def slow_fill(**fields: object) -> router_pb2.RunRequest:
     """A Run that holds the inpaint server's device for some seconds."""
-    return fill(noise(900, 900), hole(900, 900, 420), "patchmatch", **fields)
+    return fill(noise(700, 700), hole(700, 700, 260), "patchmatch", **fields)
 
 
 def quick_fill(**fields: object) -> router_pb2.RunRequest:
