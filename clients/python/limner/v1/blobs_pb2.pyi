@@ -34,7 +34,7 @@ class UploadBlobRequest(_message.Message):
     size_bytes: _builtins.int
     """Size of the whole blob in bytes, at least 1."""
     offset_bytes: _builtins.int
-    """Where this piece begins. Default 0."""
+    """Where this piece begins. Default 0. A piece that begins after `received_bytes` is not taken."""
     data: _builtins.bytes
     """The piece; 1 MiB is a good size."""
     def __init__(

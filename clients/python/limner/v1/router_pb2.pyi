@@ -88,7 +88,8 @@ class RunRequest(_message.Message):
     INLINE_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat: a Run with the id and content of an earlier one joins it instead of doing the work
-    again, and streams its events from the first. At most 128 characters; default: none, each Run is new.
+    again, and streams its events from the first; if the earlier one failed or was cancelled, the work is done anew.
+    At most 128 characters; default: none, each Run is new.
     """
     detached: _builtins.bool
     """Go on when nobody reads any more. Default: cancel."""
@@ -98,7 +99,8 @@ class RunRequest(_message.Message):
     """Send the results of steps that are not in the pipeline's outputs too. Default: none."""
     inline_limit_bytes: _builtins.int
     """Results of more bytes than this come as a blob id, to be fetched by DownloadBlob; 0 sends every result as a blob.
-    If omitted, 3 MiB, which fits the 4 MiB that gRPC clients accept by default.
+    If omitted, 3 MiB, which fits the 4 MiB that gRPC clients accept by default. Raw results always come inline: a blob
+    is an image file.
     """
     @_builtins.property
     def pipeline(self) -> Global___Pipeline:
@@ -111,7 +113,7 @@ class RunRequest(_message.Message):
     @_builtins.property
     def linger(self) -> _duration_pb2.Duration:
         """How long a run that isn't detached goes on after its last reader left, so that WatchRun can resume a broken
-        stream; at most an hour. Default 0.
+        stream; at most an hour. Default 0. A run that is detached or lingers has no deadline: the call's ends the stream.
         """
 
     def __init__(
@@ -449,7 +451,9 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def preview(self) -> _progress_pb2.Preview:
-        """The step's work so far, if previews were asked for."""
+        """The step's work so far, if previews were asked for. Of a step's previews the router keeps only the latest picture:
+        who reads late sees the earlier ones without it.
+        """
 
     @_builtins.property
     def retried(self) -> Global___StepRetried:
