@@ -85,7 +85,8 @@ def _enlarge_tile(pixels: Pixels, scale: int, network: Network) -> NDArray[np.fl
     if scale != network.factor:
         enlarged = cv2.resize(enlarged, size, interpolation=cv2.INTER_AREA)
     enlarged += cv2.resize(drift, size, interpolation=cv2.INTER_LINEAR)
-    return np.clip(enlarged, 0, 1) * np.float32(maximum)
+    scaled: NDArray[np.float32] = np.clip(enlarged, 0, 1) * np.float32(maximum)
+    return scaled
 
 
 def _drift(source: NDArray[np.float32], enlarged: NDArray[np.float32]) -> NDArray[Any]:

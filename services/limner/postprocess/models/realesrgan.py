@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,16 +74,20 @@ class RealEsrganModel:
         self._session(placement)
 
     def upscale(self, picture: Picture, size: Size, job: Job, *, memory_bytes: int) -> Picture:
-        placement = self._source.placement_for(self._placement, picture.bit_depth)
-        session = self._session(placement)
+        source, on_cpu = self._source, self._placement.device == "cpu"
+        largest = largest_tile(source, memory_bytes, on_cpu=on_cpu)
+        network = Network(self.runner(picture.bit_depth), FACTOR, source.overlap, largest)
+        return enlarge(picture, size, network, job)
+
+    def runner(self, bit_depth: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Return what enlarges one tile of a picture of 8 or 16 bits, as `Network` wants it."""
+        session = self._session(self._source.placement_for(self._placement, bit_depth))
 
         def run(tile: NDArray[np.float32]) -> NDArray[np.float32]:
             (enlarged,) = session.run({session.input_names[0]: tile})
             return enlarged
 
-        source = self._source
-        largest = largest_tile(source, memory_bytes, on_cpu=placement.device == "cpu")
-        return enlarge(picture, size, Network(run, FACTOR, source.overlap, largest), job)
+        return run
 
     def _session(self, placement: Placement) -> Session:
         if placement.precision not in self._sessions:
