@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from google.rpc import code_pb2, error_details_pb2
+from rich.console import Console
 
+from limner.client import Client, LocalServers, jobs
 from limner.client.command import limner
-from limner.client.local import find_free_ports
+from limner.client.local import SERVICES, configured_ports, find_free_ports
+from limner.client.terminal import Bars
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -457,6 +460,34 @@ def test_services_end_with_their_killed_parent(made_up_services):
     process.kill()
     process.communicate()
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def test_ports_come_from_the_environment_then_the_file_then_the_custom(tmp_path, monkeypatch):
+    config = tmp_path / "limner.toml"
+    config.write_text("[inpaint]\nport = 8001\n[segment]\nport = 8002\n[router]\nblob_dir = '/blobs'\n")
+    monkeypatch.setenv("LIMNER_SEGMENT_PORT", "9002")
+    assert configured_ports(config, SERVICES) == {
+        "router": 7400,
+        "inpaint": 8001,
+        "segment": 9002,
+        "postprocess": 7403,
+    }
+
+
+def test_unknown_services_are_refused():
+    with pytest.raises(ValueError, match="no service 'painter'; there are: router"):
+        LocalServers(services=("painter",))
+
+
+def test_bars_show_each_step_and_end_with_its_model_and_time(router):
+    console = Console(width=100, force_terminal=False)
+    with Client(router.address) as client, Bars(console) as bars, console.capture() as shown:
+        for event in client.run(jobs.erase(PNG, clicks=[(1, 1)]).pipeline, {"source": PNG}):
+            bars.show(event)
+        bars.__exit__()
+    lines = shown.get().splitlines()
+    assert [line.split()[1] for line in lines] == ["segment", "soften", "erase"]
+    assert all("telea, 0.25 s" in line for line in lines)
 
 
 def test_free_ports_are_free_and_different():

@@ -107,7 +107,9 @@ class Bars:
             self._progress.start_task(task)
             update(task, note=f"on {event.started.placement.device}")
         elif kind == "progress":
-            update(task, total=event.progress.step_count, completed=event.progress.step, note=event.progress.stage)
+            total = event.progress.step_count
+            # A full bar counts as finished, which only the step's end makes it.
+            update(task, total=total, completed=min(event.progress.step, total - 0.01), note=event.progress.stage)
         elif kind == "retried":
             update(task, note=f"try {event.retried.attempt}: {event.retried.reason}")
         elif kind == "finished":
