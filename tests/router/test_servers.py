@@ -35,6 +35,7 @@ from limner.core.errors import (
     UnknownModel,
 )
 from limner.router.pool import Pool, PoolSettings
+from limner.runtime.config import ConfigError
 from limner.runtime.status import from_status
 from limner.v1 import models_pb2, progress_pb2
 
@@ -423,3 +424,37 @@ async def test_results_that_took_a_detour_are_the_same(routers: Any, fakes: Any)
     for _ in range(2):
         assert results(await router.run(request(erase()))) == {"fill": "png:inpaint(photo,hole)"}
     assert finished()[0] == "finished"
+
+
+async def test_the_callers_trace_goes_on_at_the_server(router: Any, fake: Any) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    await router.run(request(erase()), metadata=(("traceparent", f"00-{trace}-b7ad6b7169203331-01"),))
+    assert fake.calls[0].metadata["traceparent"].split("-")[1] == trace
+
+
+async def test_a_directory_for_blobs_that_cannot_be_used_is_told_by_its_setting(routers: Any, tmp_path: Any) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(ConfigError, match=r"router\.blob_dir"):
+        await routers(blob_dir=str(tmp_path / "file" / "blobs"))
+
+
+async def test_a_router_that_stops_ends_its_runs_at_the_servers(routers: Any, fake: Any) -> None:
+    router = await routers(inpaint=[fake.address])
+    fake.script("inpaint", after(30))
+    failing_run = asyncio.create_task(router.fail(request(erase(), detached=True)))
+    await working(fake)
+    await router.server.stop()
+    await asyncio.wait_for(fake.calls[0].over.wait(), 2)
+    assert fake.calls[0].cancelled
+    await failing_run
+
+
+async def test_a_detached_run_is_waited_for_when_the_router_stops(routers: Any, fake: Any) -> None:
+    router = await routers(inpaint=[fake.address], drain_seconds=5.0)
+    fake.script("inpaint", after(0.4))
+    call = router.stub.Run(request(erase(), detached=True))
+    await working(fake)
+    call.cancel()
+    await router.server.stop()
+    assert fake.calls[0].ended
+    assert not fake.calls[0].cancelled

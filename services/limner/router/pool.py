@@ -198,7 +198,7 @@ class Pool:
             finally:
                 doubt.cancel()
                 call.cancel()
-                self._set_healthy(backend, False)
+            self._set_healthy(backend, False)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
