@@ -444,9 +444,9 @@ def _encode_tiff(picture: Picture, quality: int | None) -> bytes:
                     maxworkers=1,
                 )
             return _with_one_directory(buffer.getvalue()) if exif else buffer.getvalue()
-        except (tifffile.TiffFileError, struct.error, IndexError, ValueError):
+        except Exception:
             if exif is None:
-                raise  # else the block is damaged: write without it
+                raise  # else the block is damaged, in whatever way: write without it
     raise AssertionError("unreachable")
 
 
