@@ -122,9 +122,11 @@ class OutputOptions(_message.Message):
     where that format cannot hold the result (alpha in a JPEG, 16 bits in a WebP); masks are always `png` then.
     """
     quality: _builtins.int
-    """Quality of lossy formats, 1 to 100; default 95. WebP and TIFF are written lossless unless this is given."""
+    """Quality of lossy formats, 1 to 100; default 95. WebP and TIFF are written lossless unless this is given; a TIFF
+    with alpha or 16 bits stays lossless even then.
+    """
     bit_depth: _builtins.int
-    """Bits a channel, 8 or 16. If omitted, the input picture's."""
+    """Bits a channel, 8 or 16. If omitted, the input picture's, or 8 where the format asked for holds no more."""
     def __init__(
         self,
         *,
