@@ -13,7 +13,7 @@ import grpc
 import pytest
 from router_fakes import after, erase, request, results
 
-from limner.core.errors import BadArgument, BlobNotFound, BlobStoreFull
+from limner.core.errors import BadArgument, BlobNotFound, BlobStoreFull, ImageTooLarge
 from limner.router.blobs import BlobStore
 from limner.runtime.status import from_status
 from limner.v1 import blobs_pb2, router_pb2
@@ -165,6 +165,12 @@ async def test_more_than_the_quota_is_refused_at_the_first_piece(store: BlobStor
         await store.upload("b" * 64, 600, 0, b"x")
 
 
+async def test_a_blob_of_more_bytes_than_a_picture_may_have_is_refused(open_store: Any) -> None:
+    with pytest.raises(ImageTooLarge) as caught:
+        await open_store(max_upload_bytes=100).upload("a" * 64, 101, 0, b"x")
+    assert caught.value.metadata == {"limit": "100", "actual": "101"}
+
+
 async def test_blobs_go_when_they_were_not_used_for_too_long(store: BlobStore, clock: Clock, tmp_path: Path) -> None:
     await store.put(b"old")
     await store.put(b"used")
@@ -208,6 +214,15 @@ async def test_a_file_that_a_crash_damaged_is_not_handed_out(open_store: Any, tm
     assert not again.has(blob_id)
     await again.put(b"photo")
     assert await again.read(blob_id) == b"photo"
+
+
+async def test_a_blob_whose_file_was_taken_away_can_be_uploaded_again(store: BlobStore, tmp_path: Path) -> None:
+    blob_id = await store.put(b"photo")
+    (tmp_path / "blobs" / "objects" / blob_id[:2] / blob_id).unlink()
+    with pytest.raises(BlobNotFound):
+        await store.read(blob_id)
+    assert await store.upload(blob_id, 5, 0, b"photo") == (5, True)
+    assert await store.read(blob_id) == b"photo"
 
 
 async def test_foreign_files_in_the_directory_are_left_alone(open_store: Any, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ async def _open_blobs(server: Server, config: RouterConfig) -> BlobStore:
             quota_bytes=config.blob_quota_bytes,
             max_age=config.blob_max_age,
             upload_max_age=config.blob_upload_max_age,
+            max_upload_bytes=config.max_image_bytes,
         )
     except OSError as error:
         raise ConfigError(f"blob_dir: {root} can't be used: {error.strerror}; set router.blob_dir elsewhere") from error

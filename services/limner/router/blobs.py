@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from limner.core.errors import BadArgument, BlobNotFound, BlobStoreFull
+from limner.core.errors import BadArgument, BlobNotFound, BlobStoreFull, ImageTooLarge
 
 PIECE_BYTES = 1 << 20
 _ID = re.compile(r"[0-9a-f]{64}\Z")
@@ -66,12 +66,14 @@ class BlobStore:
         quota_bytes: int,
         max_age: float,
         upload_max_age: float,
+        max_upload_bytes: int = 1 << 62,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Ages are in seconds. Raises OSError if the directory can't be made or written."""
         self.quota_bytes = quota_bytes
         self._max_age = max_age
         self._upload_max_age = upload_max_age
+        self._max_upload_bytes = max_upload_bytes
         self._clock = clock
         self._objects = root / "objects"
         self._partial = root / "partial"
@@ -135,8 +137,7 @@ class BlobStore:
     async def put(self, data: bytes) -> str:
         """Store bytes and return their blob's id."""
         blob_id = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-        if self.has(blob_id):
-            self._touch(blob_id)
+        if self.has(blob_id) and self._touch(blob_id):
             return blob_id
         self._make_room(len(data))
         # Counted before it is written, so that what is stored at the same time does not overrun the quota.
@@ -159,15 +160,20 @@ class BlobStore:
         """Take a piece of a blob and return how many bytes are there from the beginning, and whether it is whole.
 
         What is already there is skipped. A piece that begins after what is there is not taken: the answer tells where
-        to go on. Raises BadArgument if sizes or the digest are wrong, BlobStoreFull if there is no room.
+        to go on. Raises BadArgument if sizes or the digest are wrong, ImageTooLarge, BlobStoreFull if there is no room.
         """
         if not is_blob_id(blob_id):
             raise BadArgument("the blob id is not 64 lower-case hexadecimal digits", field="blob_id")
-        if self.has(blob_id):
-            self._touch(blob_id)
+        if self.has(blob_id) and self._touch(blob_id):
             return self._blobs[blob_id].size, True
         if size < 1:
             raise BadArgument("the size is 0; give the whole blob's size in bytes", field="size_bytes")
+        if size > self._max_upload_bytes:
+            raise ImageTooLarge(
+                f"the blob has {size} bytes, and pictures may have {self._max_upload_bytes}; send a denser format",
+                field="size_bytes",
+                metadata={"limit": str(self._max_upload_bytes), "actual": str(size)},
+            )
         if offset + len(data) > size:
             raise BadArgument(f"the piece ends at {offset + len(data)}, beyond the blob's {size} bytes", field="data")
         upload = self._uploads.get(blob_id)
@@ -216,20 +222,26 @@ class BlobStore:
     def _get(self, blob_id: str) -> _Blob:
         if not is_blob_id(blob_id):
             raise BadArgument("the blob id is not 64 lower-case hexadecimal digits", field="blob_id")
-        if not self.has(blob_id):
+        if not self.has(blob_id) or not self._touch(blob_id):
             raise BlobNotFound(
                 f"no blob {blob_id} here: it was never uploaded, or has expired or been deleted; upload it again",
                 metadata={"blob_id": blob_id},
             )
-        return self._touch(blob_id)
+        return self._blobs[blob_id]
 
-    def _touch(self, blob_id: str) -> _Blob:
+    def _touch(self, blob_id: str) -> bool:
+        """Note that a blob is used now. Returns False if somebody took its file away."""
         blob = self._blobs[blob_id]
         blob.last_used = self._clock()
         self._blobs.move_to_end(blob_id)
-        with contextlib.suppress(OSError):
+        try:
             os.utime(self._path(blob_id), (blob.last_used, blob.last_used))
-        return blob
+        except FileNotFoundError:
+            blob.doomed = True
+            if not blob.pins:
+                self._drop(blob_id)
+            return False
+        return True
 
     def _is_old(self, blob: _Blob) -> bool:
         return not blob.pins and self._clock() - blob.last_used > self._max_age
