@@ -85,7 +85,7 @@ class PatchMatchProcess:
 
     def _started(self) -> _Process:
         if self._process is None:
-            command = [sys.executable, "-m", "limner.inpaint.worker"]
+            command = [sys.executable, "-P", "-m", "limner.inpaint.worker"]  # -P: nothing from the working directory
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._end = weakref.finalize(self, _end, self._process)  # also when the model is unloaded, and at exit
         return self._process
