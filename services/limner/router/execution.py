@@ -18,6 +18,7 @@ from limner.router.calls import Answer, Caller
 from limner.router.journal import Journal, picture_bytes
 from limner.router.pipeline import Plan, PlannedStep
 from limner.router.steps import ENCODE, MASK, OPERATIONS, gives, message_of, operation_name, operation_of
+from limner.runtime import logs
 from limner.runtime.messages import duration
 from limner.runtime.status import as_limner_error
 from limner.runtime.telemetry import tracer
@@ -103,6 +104,7 @@ class _Execution:
         """Wait for what the step takes, do it, and pass its result on."""
         for slot in planned.slots:
             await self._pictures.wait(slot.name)
+        logs.step.set(planned.name)
         with tracer.start_as_current_span(f"step {planned.name}", attributes={"limner.step": planned.name}):
             try:
                 await self._do(planned)

@@ -287,7 +287,6 @@ class Runs:
             )
 
     def _ended(self, run: Run, resources: contextlib.ExitStack, task: asyncio.Task[None]) -> None:
-        resources.close()
         failure = run.cancellation() if task.cancelled() else task.exception()
         error = None if failure is None else as_limner_error(failure)
         run.end(error)
@@ -299,6 +298,7 @@ class Runs:
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         _log.info("run %s: %s after %.2f s", run.id, "finished" if error is None else error.message, seconds)
         self.forget_old()
+        resources.close()
 
 
 def _let_go(error: BaseException) -> None:
