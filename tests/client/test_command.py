@@ -346,7 +346,7 @@ def made_up_services(tmp_path, monkeypatch):
     for name in ("router", "inpaint"):
         (package / name).mkdir(parents=True)
         (package / name / "__main__.py").write_text(
-            "import argparse, os, signal, sys, threading\n"
+            "import argparse, os, signal, sys, time\n"
             "from concurrent.futures import ThreadPoolExecutor\n"
             "import grpc\n"
             "from grpc_health.v1 import health, health_pb2, health_pb2_grpc\n"
@@ -364,9 +364,11 @@ def made_up_services(tmp_path, monkeypatch):
             "handler = grpc.method_handlers_generic_handler('limner.v1.RouterService', handlers)\n"
             "server.add_generic_rpc_handlers([handler])\n"
             "server.add_insecure_port(f'127.0.0.1:{options.port}'); server.start()\n"
+            "signal.signal(signal.SIGTERM, lambda *signal: sys.exit(0))\n"
             f"print('{name} listens; inpaint is at', os.environ.get('LIMNER_ROUTER_INPAINT'), flush=True)\n"
-            "stop = threading.Event(); signal.signal(signal.SIGTERM, lambda *a: stop.set())\n"
-            "stop.wait(); print('stopped cleanly', flush=True)\n"
+            "try:\n"
+            "    while True: time.sleep(1)\n"
+            "finally: print('stopped cleanly', flush=True)\n"
         )
     # The made-up portion of the namespace comes first.
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
@@ -493,3 +495,10 @@ def test_bars_show_each_step_and_end_with_its_model_and_time(router):
 def test_free_ports_are_free_and_different():
     ports = find_free_ports(8)
     assert len(set(ports)) == 8
+
+
+def test_services_that_are_not_installed_are_told(monkeypatch):
+    monkeypatch.setattr("limner.client.local.find_spec", lambda name: None)
+    result = CliRunner().invoke(limner, ["up", "--free-ports", "--only", "segment"])
+    assert result.exit_code == 1
+    assert "not installed here: segment; `pip install limner[all]`" in result.stderr

@@ -22,6 +22,7 @@ import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -123,6 +124,11 @@ class LocalServers:
 
     def start(self) -> None:
         """Starts all at once and returns when all are healthy. Raises ServiceFailed, having stopped them all."""
+        missing = [name for name in self._services if find_spec(f"limner.{name}") is None]
+        if missing:
+            raise ServiceFailed(
+                f"not installed here: {', '.join(missing)}; `pip install limner[all]` brings all services"
+            )
         try:
             for service in self._services.values():
                 self._start(service)
