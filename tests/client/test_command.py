@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from google.rpc import code_pb2, error_details_pb2
 from rich.console import Console
 
-from limner.client import Client, LocalServers, jobs
+from limner.client import Client, LocalServers, ServiceFailed, jobs
 from limner.client.command import limner
 from limner.client.local import SERVICES, configured_ports, find_free_ports
 from limner.client.terminal import Bars
@@ -499,6 +499,5 @@ def test_free_ports_are_free_and_different():
 
 def test_services_that_are_not_installed_are_told(monkeypatch):
     monkeypatch.setattr("limner.client.local.find_spec", lambda name: None)
-    result = CliRunner().invoke(limner, ["up", "--free-ports", "--only", "segment"])
-    assert result.exit_code == 1
-    assert "not installed here: segment; `pip install limner[all]`" in result.stderr
+    with pytest.raises(ServiceFailed, match=r"not installed here: segment; `pip install limner\[all\]`"):
+        LocalServers(services=("segment",)).start()

@@ -124,12 +124,10 @@ class LocalServers:
 
     def start(self) -> None:
         """Starts all at once and returns when all are healthy. Raises ServiceFailed, having stopped them all."""
-        missing = [name for name in self._services if find_spec(f"limner.{name}") is None]
-        if missing:
-            raise ServiceFailed(
-                f"not installed here: {', '.join(missing)}; `pip install limner[all]` brings all services"
-            )
         try:
+            missing = [name for name in self._services if find_spec(f"limner.{name}") is None]
+            if missing:
+                raise ServiceFailed(f"not installed here: {', '.join(missing)}; `pip install limner[all]` brings them")
             for service in self._services.values():
                 self._start(service)
             self.wait_healthy()
