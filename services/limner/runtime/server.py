@@ -70,6 +70,7 @@ class Server:
                 # A client whose machine vanished is noticed within 40 s.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.ping_timeout_ms", 10_000),  # keepalive_timeout alone leaves a frozen peer unnoticed
             ],
         )
         self._drain_seconds = config.drain_seconds

@@ -32,6 +32,7 @@ OPTIONS: list[tuple[str, int | str]] = [
     # A dead peer is noticed while a call waits for its next event. Servers permit a ping every 20 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # keepalive_timeout alone leaves a frozen router unnoticed
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 1),
     ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),
