@@ -9,10 +9,11 @@ import numpy as np
 
 from limner.core.geometry import Box, Size
 from limner.segment.cut import WINDOW_SIDE, grab_cut, mark, tidy, trimap, window
-from limner.segment.proposals import appeal, candidates, describe
+from limner.segment.proposals import appeal, candidates, describe, members
 from limner.segment.regions import Array
 from limner.segment.scene import Scene
 
+BOX_ITERATIONS = 5
 BAND = 0.3  # of √area: how far from the guess's border GrabCut may decide
 
 
@@ -49,8 +50,32 @@ def by_box(scene: Scene, box: Box, positive: Array, negative: Array, check: Call
     mark(labels, on, off)
     rgb = picture_window(scene, view, inner.shape)
     check()
-    found = tidy(grab_cut(rgb, labels, 5), np.zeros((0, 2)), off, inner)
+    found = tidy(grab_cut(rgb, labels, BOX_ITERATIONS), on, off, inner)
+    if found.sum() < 0.05 * inner.sum():
+        # Inside and outside are alike in colour: fall back on the regions that fill the box best.
+        found = best_fill(scene, box, view, scale, size)
+        labels = np.where(inner, trimap(found, on, off, BAND), np.uint8(cv2.GC_BGD))
+        found = tidy(grab_cut(rgb, labels), on, off, found)
     return from_window(found, view, size, scene.detail), float(found.sum() / max(1, inner.sum()))
+
+
+def best_fill(scene: Scene, box: Box, view: Box, scale: float, size: Size) -> Array:
+    """The node of any merge tree whose own box is likest a box of the detail copy, as a window sees it."""
+    regions = scene.regions
+    height, width = regions.labels.shape
+    across, down = width / size.width, height / size.height
+    wanted = np.array([box.x * across, box.y * down, box.right * across, box.bottom * down])
+    best, likeness = np.ones(regions.count, bool), -1.0
+    for parent in scene.trees:
+        holds = members(parent, regions.count)
+        corners = scene.around.boxes
+        low = np.where(holds[:, :, None], corners[None, :, :2], np.inf).min(axis=1)
+        high = np.where(holds[:, :, None], corners[None, :, 2:], -np.inf).max(axis=1)
+        both = np.prod(np.clip(np.minimum(high, wanted[2:]) - np.maximum(low, wanted[:2]), 0, None), axis=1)
+        ratio = both / (np.prod(high - low, axis=1) + np.prod(wanted[2:] - wanted[:2]) - both)
+        if ratio.max() > likeness:
+            best, likeness = holds[int(ratio.argmax())], float(ratio.max())
+    return to_window(best[regions.labels], view, scale, size)
 
 
 def cut_out(scene: Scene, guess: Array, positive: Array, negative: Array, band: float) -> Array:

@@ -20,7 +20,7 @@ from limner.segment.regions import Array, Regions, palette_kernel
 class Surroundings:
     """What describing candidates needs of a picture's regions, worked out once."""
 
-    near: Array  # (n, n) float32, 1 where two superpixels touch or are the same
+    near: csr_matrix  # (n, n) float32, 1 where two superpixels touch or are the same
     histogram: Array  # (n, p) float32, pixels for each palette colour, spread over like colours
     contrast: Array  # (m,) float64, colour difference across each border, 0 to 1
     boxes: Array  # (n, 4) float64: left, top, right, bottom (exclusive)
@@ -30,9 +30,15 @@ class Surroundings:
 def survey(regions: Regions, salience: Array) -> Surroundings:
     """Work it out."""
     n = regions.count
-    near = np.eye(n, dtype=np.float32)
     first, second = regions.pairs.T
-    near[first, second] = near[second, first] = 1
+    itself = np.arange(n)
+    near = csr_matrix(
+        (
+            np.ones(n + 2 * len(first), np.float32),
+            (np.concatenate([first, second, itself]), np.concatenate([second, first, itself])),
+        ),
+        shape=(n, n),
+    )
     histogram = (regions.histogram @ palette_kernel(regions.palette)).astype(np.float32)
     share = histogram / regions.area[:, None]
     difference = np.sqrt(((regions.colour[first] - regions.colour[second]) ** 2).sum(axis=1))
@@ -61,7 +67,7 @@ def candidates(regions: Regions, trees: tuple[Array, ...], salience: Array, posi
     negative = np.setdiff1d(negative, positive)
     found = [np.isin(np.arange(regions.count), positive)[None]]
     for parent in trees:
-        holds = _members(parent, regions.count)
+        holds = members(parent, regions.count)
         barred = np.asarray(holds[:, negative].any(axis=1))
         chains = [[node for node in _ancestors(parent, click) if not barred[node]] for click in positive]
         times = sorted({node for chain in chains for node in chain})
@@ -90,7 +96,7 @@ def _ancestors(parent: Array, superpixel: int) -> list[int]:
     return chain
 
 
-def _members(parent: Array, count: int) -> Array:
+def members(parent: Array, count: int) -> Array:
     """(len(parent), count) bool: the superpixels under each node of a tree."""
     holds = np.zeros((len(parent), count), bool)
     holds[:count] = np.eye(count, dtype=bool)
@@ -104,7 +110,7 @@ FEATURES = (
     "edge", "weak", "contrast", "ring", "wide_ring", "apart", "log_area", "log_area_squared", "frame", "frame_ratio",
     "compact", "fill", "off_centre", "inner", "salient", "stands_out",
 )  # fmt: skip
-# Fitted: `python bench/segment.py --fit` prints them.
+# Fitted: `python -m bench.segment --fit` prints them.
 MEAN = np.array(
     [
         0.6151,
@@ -188,13 +194,17 @@ def describe(regions: Regions, around: Surroundings, sets: Array, clicks: Array)
         return np.asarray(pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1e-9))
 
     inside = shares(weight)
-    ring = ((weight @ around.near) > 0) & ~sets
+
+    def grown(what: Array) -> Array:
+        return np.asarray((around.near @ what.T.astype(np.float32)).T > 0)
+
+    ring = grown(sets) & ~sets
     wide = ring.copy()
     for _ in range(8):  # until it holds as much as the set itself
         small = (wide @ regions.area) < area
         if not small.any():
             break
-        wide[small] |= ((wide[small].astype(np.float32) @ around.near) > 0) & ~sets[small]
+        wide[small] |= grown(wide[small]) & ~sets[small]
     ring_distance = 1 - np.minimum(inside, shares(ring.astype(np.float32))).sum(axis=1)
     wide_distance = 1 - np.minimum(inside, shares(wide.astype(np.float32))).sum(axis=1)
     apart = 1 - np.minimum(inside, shares(1 - weight)).sum(axis=1)

@@ -35,7 +35,9 @@ class Scene:
     @property
     def size_bytes(self) -> int:
         """Memory of all arrays."""
-        held = (*vars(self.regions).values(), *vars(self.around).values(), *self.trees, self.detail)
+        near = self.around.near
+        around = [array for array in vars(self.around).values() if array is not near]
+        held = (*vars(self.regions).values(), *around, near.data, near.indices, near.indptr, *self.trees, self.detail)
         return sum(array.nbytes for array in held)
 
 
