@@ -8,11 +8,23 @@ import pytest
 from limner.core.codec import Encoding, Limits, encode
 from limner.core.errors import BadArgument, BadImage, ImageTooLarge, InvalidInput
 from limner.core.picture import Picture
-from limner.runtime.images import mask_from_proto, mask_to_proto, picture_from_proto, picture_to_proto
+from limner.runtime.images import check_output, mask_from_proto, picture_from_proto, put_mask, put_picture
 from limner.v1.images_pb2 import Image, OutputOptions, RawImage
 
 LIMITS = Limits(max_pixels=100)
 RAW = OutputOptions(format="raw")
+
+
+def sent_as(sent, output):
+    image = Image()
+    put_picture(image, sent, output)
+    return image
+
+
+def mask_sent_as(mask, output):
+    image = Image()
+    put_mask(image, mask, output)
+    return image
 
 
 def picture(channels: int = 3, dtype: type = np.uint8, height: int = 5, width: int = 7) -> Picture:
@@ -24,7 +36,7 @@ def picture(channels: int = 3, dtype: type = np.uint8, height: int = 5, width: i
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_raw_pixels_come_back_as_they_went(channels, dtype):
     sent = picture(channels, dtype)
-    message = picture_to_proto(sent, RAW)
+    message = sent_as(sent, RAW)
     got = picture_from_proto(Image.FromString(message.SerializeToString()), LIMITS)
     np.testing.assert_array_equal(got.pixels, sent.pixels)
     assert got.pixels.dtype == dtype
@@ -33,11 +45,11 @@ def test_raw_pixels_come_back_as_they_went(channels, dtype):
 
 def test_sixteen_bits_travel_little_endian():
     sent = Picture(np.array([[[0x0102]]], np.uint16))
-    assert picture_to_proto(sent, RAW).raw.data == b"\x02\x01"
+    assert sent_as(sent, RAW).raw.data == b"\x02\x01"
 
 
 def test_raw_pixels_of_8_bits_are_not_copied():
-    message = picture_to_proto(picture(), RAW)
+    message = sent_as(picture(), RAW)
     got = picture_from_proto(message, LIMITS)
     assert not got.pixels.flags.owndata
     assert not got.pixels.flags.writeable
@@ -45,20 +57,20 @@ def test_raw_pixels_of_8_bits_are_not_copied():
 
 def test_encoded_files_are_read_and_written():
     sent = picture(4)
-    message = picture_to_proto(sent, OutputOptions(format="png"))
+    message = sent_as(sent, OutputOptions(format="png"))
     np.testing.assert_array_equal(picture_from_proto(message, LIMITS).pixels, sent.pixels)
     assert message.encoded == encode(sent, Encoding("png"))
 
 
 def test_raw_output_of_another_depth_is_given():
-    assert picture_to_proto(picture(), OutputOptions(format="raw", bit_depth=16)).raw.bit_depth == 16
+    assert sent_as(picture(), OutputOptions(format="raw", bit_depth=16)).raw.bit_depth == 16
 
 
 def test_masks_are_png_unless_asked_otherwise():
     mask = np.arange(35, dtype=np.uint8).reshape(5, 7)
-    assert mask_to_proto(mask, OutputOptions()).encoded.startswith(b"\x89PNG")
-    np.testing.assert_array_equal(mask_from_proto(mask_to_proto(mask, OutputOptions()), LIMITS), mask)
-    np.testing.assert_array_equal(mask_from_proto(mask_to_proto(mask, RAW), LIMITS), mask)
+    assert mask_sent_as(mask, OutputOptions()).encoded.startswith(b"\x89PNG")
+    np.testing.assert_array_equal(mask_from_proto(mask_sent_as(mask, OutputOptions()), LIMITS), mask)
+    np.testing.assert_array_equal(mask_from_proto(mask_sent_as(mask, RAW), LIMITS), mask)
 
 
 def raw(**changes: object) -> Image:
@@ -101,6 +113,7 @@ def test_a_bad_image_names_its_field_and_the_mend(image, kind, field, words):
     ],
 )
 def test_a_bad_output_names_its_field(output, field):
-    with pytest.raises(BadArgument) as raised:
-        picture_to_proto(picture(), output)
-    assert raised.value.violations[0].field == field
+    for write in (lambda: sent_as(picture(), output), lambda: check_output(output, channels=3)):
+        with pytest.raises(BadArgument) as raised:
+            write()
+        assert raised.value.violations[0].field == field

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from limner.core.codec import Limits, decode, encode
 from limner.core.picture import Picture
-from limner.runtime.images import picture_from_proto, picture_to_proto
+from limner.runtime.images import picture_from_proto, put_picture
 from limner.runtime.server import Server, start
 from limner.segment import scene as scenes
 from limner.segment.__main__ import build
@@ -42,7 +42,9 @@ async def stub(server: Server) -> AsyncIterator[segment_pb2_grpc.SegmentServiceS
 
 
 def raw(picture: Picture = SCENE.picture) -> images_pb2.Image:
-    return picture_to_proto(picture, images_pb2.OutputOptions(format="raw"))
+    image = images_pb2.Image()
+    put_picture(image, picture, images_pb2.OutputOptions(format="raw"))
+    return image
 
 
 def asking(*clicks: tuple[float, float, int], boxes: Any = (), **rest: Any) -> segment_pb2.SegmentRequest:

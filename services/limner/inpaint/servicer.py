@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
-import numpy as np
 
 from limner.core.codec import Limits
 from limner.core.errors import BadArgument, FieldViolation
@@ -19,10 +18,10 @@ from limner.inpaint.filler import FillerSource, Options
 from limner.inpaint.strategy import Plan, Strategy, inpaint, plan
 from limner.runtime.call import Work, stream
 from limner.runtime.device import Device
-from limner.runtime.images import mask_from_proto, picture_from_proto, picture_to_proto
+from limner.runtime.images import check_output, mask_from_proto, picture_from_proto, put_picture
 from limner.runtime.job import Job
 from limner.runtime.messages import check_enum
-from limner.v1 import images_pb2, inpaint_pb2, inpaint_pb2_grpc
+from limner.v1 import inpaint_pb2, inpaint_pb2_grpc
 
 STRATEGIES = {
     inpaint_pb2.INPAINT_STRATEGY_UNSPECIFIED: Strategy.AUTO,
@@ -93,6 +92,11 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
             model = self._catalog.get(card.name)
             return inpaint(given.picture, given.mask, given.plan, model, window, Options(radius, job.seed), job)
 
+        def encode(job: Job, picture: Picture) -> inpaint_pb2.InpaintResult:
+            result = inpaint_pb2.InpaintResult()
+            put_picture(result.image, picture, request.output)
+            return result
+
         def placement(given: Input) -> Placement:
             where = self._catalog.placement(card.name)
             return replace(where, reason=f"{where.reason}; {given.plan.reason}")
@@ -100,7 +104,7 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
         return Work(
             decode=decode,
             run=run,
-            encode=lambda job, picture: inpaint_pb2.InpaintResult(image=picture_to_proto(picture, request.output)),
+            encode=encode,
             placement=placement,
             model=card.name,
             digest=card.digest,
@@ -120,8 +124,3 @@ def check_options(options: inpaint_pb2.InpaintOptions) -> None:
     if violations:
         faults = ", ".join(f"{violation.field} {violation.description}" for violation in violations)
         raise BadArgument(faults, violations=violations)
-
-
-def check_output(output: images_pb2.OutputOptions) -> None:
-    """Raise BadArgument for what no picture can be encoded as, before any work is done: one black pixel is tried."""
-    picture_to_proto(Picture(np.zeros((1, 1, 1), np.uint8)), output)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import numpy as np
 
 from limner.core.codec import Limits
 from limner.core.errors import BadArgument, ImageTooLarge
@@ -20,7 +19,7 @@ from limner.postprocess.editing import MASK_LIMIT, combination, operations
 from limner.postprocess.upscaler import Upscaler, UpscalerSource
 from limner.runtime.call import Work, stream
 from limner.runtime.device import Device
-from limner.runtime.images import mask_from_proto, mask_to_proto, picture_from_proto, picture_to_proto
+from limner.runtime.images import check_output, mask_from_proto, picture_from_proto, put_mask, put_picture
 from limner.runtime.job import Job
 from limner.v1 import images_pb2, postprocess_pb2, postprocess_pb2_grpc
 
@@ -88,7 +87,7 @@ class PostprocessServicer(postprocess_pb2_grpc.PostprocessServiceServicer):
 
         def decode(job: Job) -> Picture:
             picture = picture_from_proto(request.image, self._bounds.input)
-            check_output(request.output, picture)
+            check_output(request.output, channels=picture.channels)
             check_result_size(picture, scale, request.output, self._bounds)
             return picture
 
@@ -97,10 +96,15 @@ class PostprocessServicer(postprocess_pb2_grpc.PostprocessServiceServicer):
             size = picture.size.scaled(scale)
             return upscaler.upscale(picture, size, job, memory_bytes=self._bounds.tile_memory_bytes)
 
+        def encode(job: Job, picture: Picture) -> postprocess_pb2.UpscaleResult:
+            result = postprocess_pb2.UpscaleResult()
+            put_picture(result.image, picture, request.output)
+            return result
+
         return Work(
             decode=decode,
             run=run,
-            encode=lambda job, picture: postprocess_pb2.UpscaleResult(image=picture_to_proto(picture, request.output)),
+            encode=encode,
             placement=lambda picture: source.placement_for(self._catalog.placement(model), picture.bit_depth),
             model=model,
             digest=digest,
@@ -115,7 +119,7 @@ class PostprocessServicer(postprocess_pb2_grpc.PostprocessServiceServicer):
         wanted = operations(request.options)
 
         def decode(job: Job) -> list[Mask]:
-            check_output(request.output, Picture(np.zeros((1, 1, 1), np.uint8)))
+            check_output(request.output)
             return [
                 mask_from_proto(image, self._bounds.input, field=f"masks[{index}]")
                 for index, image in enumerate(request.masks)
@@ -130,10 +134,15 @@ class PostprocessServicer(postprocess_pb2_grpc.PostprocessServiceServicer):
                     step(done)
             return mask
 
+        def encode(job: Job, mask: Mask) -> postprocess_pb2.EditMaskResult:
+            result = postprocess_pb2.EditMaskResult()
+            put_mask(result.mask, mask, request.output)
+            return result
+
         return Work(
             decode=decode,
             run=run,
-            encode=lambda job, mask: postprocess_pb2.EditMaskResult(mask=mask_to_proto(mask, request.output)),
+            encode=encode,
             placement=lambda _: Placement("cpu", "native", "opencv", "mask operations run on the CPU"),
         )
 
@@ -142,20 +151,20 @@ class PostprocessServicer(postprocess_pb2_grpc.PostprocessServiceServicer):
     ) -> Work[Picture, Picture, postprocess_pb2.ConvertResult]:
         def decode(job: Job) -> Picture:
             picture = picture_from_proto(request.image, self._bounds.input)
-            check_output(request.output, picture)
+            check_output(request.output, channels=picture.channels)
             return picture
+
+        def encode(job: Job, picture: Picture) -> postprocess_pb2.ConvertResult:
+            result = postprocess_pb2.ConvertResult()
+            put_picture(result.image, picture, request.output)
+            return result
 
         return Work(
             decode=decode,
             run=lambda job, picture: picture,
-            encode=lambda job, picture: postprocess_pb2.ConvertResult(image=picture_to_proto(picture, request.output)),
+            encode=encode,
             placement=lambda _: Placement("cpu", "native", "pillow", "conversion runs on the CPU"),
         )
-
-
-def check_output(output: images_pb2.OutputOptions, like: Picture) -> None:
-    """Raise BadArgument for what no such picture can be encoded as, before any work is done: one pixel is tried."""
-    picture_to_proto(like.with_pixels(like.pixels[:1, :1]), output)
 
 
 def check_result_size(picture: Picture, scale: float, output: images_pb2.OutputOptions, bounds: Bounds) -> None:

@@ -39,26 +39,36 @@ def mask_from_proto(image: images_pb2.Image, limits: Limits, *, field: str = "ma
     return mask_from_picture(picture_from_proto(image, limits, field=field))
 
 
-def picture_to_proto(picture: Picture, output: images_pb2.OutputOptions, *, field: str = "output") -> images_pb2.Image:
-    """Return a picture for the wire, raw or encoded as `output` asks. Raises BadArgument for what can't be asked."""
+def put_picture(
+    image: images_pb2.Image, picture: Picture, output: images_pb2.OutputOptions, *, field: str = "output"
+) -> None:
+    """Write a picture into `image`, raw or encoded as `output` asks. Raises BadArgument for what can't be asked.
+
+    It is written into the message it belongs to, since passing megabytes to a message's constructor serialises and
+    parses them: put_picture(result.image, picture, request.output).
+    """
     quality = output.quality if output.HasField("quality") else None
     bit_depth = output.bit_depth if output.HasField("bit_depth") else None
-    if output.format != "raw":
+    if output.format == "raw":
+        if bit_depth not in (None, 8, 16):
+            raise BadArgument(f"bit depth is {bit_depth}; give 8 or 16", field=f"{field}.bit_depth")
+        _put_raw(image.raw, picture if bit_depth is None else picture.with_bit_depth(bit_depth))
+    else:
         encoding = Encoding(output.format if output.HasField("format") else None, quality, bit_depth)
-        return images_pb2.Image(encoded=encode(picture, encoding, field=field))
-    if bit_depth not in (None, 8, 16):
-        raise BadArgument(f"bit depth is {bit_depth}; give 8 or 16", field=f"{field}.bit_depth")
-    image = images_pb2.Image()
-    # CopyFrom copies; a constructor serialises and parses, which takes ten times as long for megabytes.
-    image.raw.CopyFrom(_to_raw(picture if bit_depth is None else picture.with_bit_depth(bit_depth)))
-    return image
+        image.encoded = encode(picture, encoding, field=field)
 
 
-def mask_to_proto(
-    mask: NDArray[np.uint8], output: images_pb2.OutputOptions, *, field: str = "output"
-) -> images_pb2.Image:
-    """Return a mask, (height, width) uint8, for the wire; PNG unless `output` asks for another format."""
-    return picture_to_proto(Picture(np.ascontiguousarray(mask)[:, :, None]), output, field=field)
+def put_mask(
+    image: images_pb2.Image, mask: NDArray[np.uint8], output: images_pb2.OutputOptions, *, field: str = "output"
+) -> None:
+    """Write a mask, (height, width) uint8, into `image`; as PNG unless `output` asks for another format."""
+    put_picture(image, Picture(np.ascontiguousarray(mask)[:, :, None]), output, field=field)
+
+
+def check_output(output: images_pb2.OutputOptions, *, channels: int = 1, field: str = "output") -> None:
+    """Raise BadArgument for what no 8-bit picture of so many channels can be encoded as, by trying it with one black
+    pixel: before any work is done for nothing."""
+    put_picture(images_pb2.Image(), Picture(np.zeros((1, 1, channels), np.uint8)), output, field=field)
 
 
 def _from_raw(raw: images_pb2.RawImage, limits: Limits, field: str) -> Picture:
@@ -93,14 +103,12 @@ def _from_raw(raw: images_pb2.RawImage, limits: Limits, field: str) -> Picture:
     )
 
 
-def _to_raw(picture: Picture) -> images_pb2.RawImage:
-    return images_pb2.RawImage(
-        width_px=picture.width,
-        height_px=picture.height,
-        channel_count=picture.channels,
-        bit_depth=picture.bit_depth,
-        data=np.ascontiguousarray(picture.pixels, _DTYPES[picture.bit_depth]).tobytes(),
-        icc_profile=picture.icc_profile or b"",
-        exif=picture.exif or b"",
-        source_format=picture.source_format,
-    )
+def _put_raw(raw: images_pb2.RawImage, picture: Picture) -> None:
+    raw.width_px = picture.width
+    raw.height_px = picture.height
+    raw.channel_count = picture.channels
+    raw.bit_depth = picture.bit_depth
+    raw.data = np.ascontiguousarray(picture.pixels, _DTYPES[picture.bit_depth]).tobytes()
+    raw.icc_profile = picture.icc_profile or b""
+    raw.exif = picture.exif or b""
+    raw.source_format = picture.source_format

@@ -18,7 +18,7 @@ from limner.core.picture import Picture
 from limner.engine.catalog import Catalog
 from limner.runtime.call import Work, stream
 from limner.runtime.device import Device
-from limner.runtime.images import mask_to_proto, picture_from_proto, picture_to_proto
+from limner.runtime.images import check_output, picture_from_proto, put_mask, put_picture
 from limner.runtime.job import Job
 from limner.runtime.messages import check_enum
 from limner.segment.adapter import Embedding, Found, Prompt, Segmenter
@@ -82,7 +82,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
     ) -> Work[Asked, tuple[Found, bool], segment_pb2.SegmentResult]:
         asked = request.options
         check_hints(asked)
-        check_output(request.output, Picture(np.zeros((1, 1, 1), np.uint8)))
+        check_output(request.output)
         card = self._catalog.card(asked.model if asked.HasField("model") else None, "segment")
 
         def decode(job: Job) -> Asked:
@@ -102,12 +102,13 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             found, cached = output
             box = bounds(found.mask)
             assert box is not None  # run saw to it
-            return segment_pb2.SegmentResult(
-                mask=mask_to_proto(found.mask, request.output),
+            result = segment_pb2.SegmentResult(
                 score=found.score,
                 bounds=images_pb2.Box(x_px=box.x, y_px=box.y, width_px=box.width, height_px=box.height),
                 embedding_cached=cached,
             )
+            put_mask(result.mask, found.mask, request.output)
+            return result
 
         return Work(
             decode=decode,
@@ -155,7 +156,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         asked = request.options
         check_enum(segment_pb2.BackgroundOutput, asked.result, field="options.result")
         as_mask = asked.result == segment_pb2.BACKGROUND_OUTPUT_MASK
-        check_output(request.output, Picture(np.zeros((1, 1, 1 if as_mask else 4), np.uint8)))
+        check_output(request.output, channels=1 if as_mask else 4)
         card = self._catalog.card(asked.model if asked.HasField("model") else None, "remove-background")
 
         def run(job: Job, picture: Picture) -> Picture:
@@ -164,12 +165,15 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
                 foreground = model.foreground(picture, job)
             return Picture(foreground[:, :, None]) if as_mask else cutout(picture, foreground)
 
+        def encode(job: Job, picture: Picture) -> segment_pb2.RemoveBackgroundResult:
+            result = segment_pb2.RemoveBackgroundResult()
+            put_picture(result.image, picture, request.output)
+            return result
+
         return Work(
             decode=lambda job: picture_from_proto(request.image, self._limits),
             run=run,
-            encode=lambda job, picture: segment_pb2.RemoveBackgroundResult(
-                image=picture_to_proto(picture, request.output)
-            ),
+            encode=encode,
             placement=lambda picture: self._catalog.placement(card.name),
             model=card.name,
             digest=card.digest,
@@ -232,8 +236,3 @@ def nothing_found(options: segment_pb2.SegmentOptions) -> BadArgument:
         "or take away negative clicks close by",
         field="options.clicks" if options.clicks else "options.boxes",
     )
-
-
-def check_output(output: images_pb2.OutputOptions, like: Picture) -> None:
-    """Raise BadArgument for what no such picture can be encoded as, before any work is done: one pixel is tried."""
-    picture_to_proto(like, output)

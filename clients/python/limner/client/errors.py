@@ -33,7 +33,7 @@ class Violation:
     description: str
 
 
-class RequestFailed(Exception):  # noqa: N818  (says what happened, as the tree above reads)
+class RequestFailed(Exception):
     """A call or a run failed.
 
     `reason` is the name of a `limner.v1.ErrorReason` without its prefix, such as `BAD_MASK`, or empty where the answer

@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.05
 _ROUTER_POLL_SECONDS = 0.2  # it logs these calls
 
 
-class ServiceFailed(Exception):  # noqa: N818  (says what happened)
+class ServiceFailed(Exception):
     """A service did not start, or died; the message ends with the last lines of its log."""
 
 

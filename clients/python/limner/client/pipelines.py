@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from limner.v1 import router_pb2
 
 
-class BadPipelineFile(ValueError):  # noqa: N818  (says what is wrong with what)
+class BadPipelineFile(ValueError):
     """The file is no YAML, or not the YAML of a pipeline; the message says where and how to mend it."""
 
 
