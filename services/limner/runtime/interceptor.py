@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from limner.core.errors import BadArgument, ImageTooLarge, LimnerError, Overloaded, ServerUnavailable, Unavailable
@@ -66,10 +66,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             raise NotImplementedError(f"{method} streams its requests, which no call of limner.v1 does")
         deserializer = _checked(handler.request_deserializer, self._gate.max_message_bytes)
         if handler.response_streaming:
-            behaviour = self._streamed(method, handler.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(behaviour, deserializer, handler.response_serializer)
-        behaviour = self._single(method, handler.unary_unary)
-        return grpc.unary_unary_rpc_method_handler(behaviour, deserializer, handler.response_serializer)
+            return grpc.unary_stream_rpc_method_handler(self._streamed(method, handler), deserializer, None)
+        return grpc.unary_unary_rpc_method_handler(self._single(method, handler), deserializer, None)
 
     def _not_there(self, method: str) -> Any:
         """Return a handler for a method that is unknown, perhaps only because the server is still starting."""
@@ -86,26 +84,24 @@ class Interceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(unavailable)
         return None  # gRPC answers UNIMPLEMENTED
 
-    def _single(self, method: str, inner: Callable[[Any, Context], Awaitable[Message]]) -> Any:
-        async def behaviour(request: Any, context: Context) -> Message | None:
-            response = None
+    def _single(self, method: str, handler: Any) -> Any:
+        async def behaviour(request: Any, context: Context) -> bytes:
+            data = b""
             async with _around(self._gate, method, context) as ending:
                 self._check_request(request)
-                response = await inner(request, context)
-                self._check_size(response)
+                data = self._serialized(await handler.unary_unary(request, context), handler)
             await ending.tell(context)
-            return response
+            return data
 
         return behaviour
 
-    def _streamed(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Message]]) -> Any:
+    def _streamed(self, method: str, handler: Any) -> Any:
         async def behaviour(request: Any, context: Context) -> None:
             async with _around(self._gate, method, context) as ending:
                 self._check_request(request)
-                async with aclosing(inner(request, context)) as responses:  # type: ignore[type-var]
+                async with aclosing(handler.unary_stream(request, context)) as responses:
                     async for response in responses:
-                        self._check_size(response)
-                        await context.write(response)
+                        await context.write(self._serialized(response, handler))
             await ending.tell(context)
 
         return behaviour
@@ -115,13 +111,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if isinstance(request, _Refused):
             raise request.error
 
-    def _check_size(self, response: Message) -> None:
-        limit, actual = self._gate.max_message_bytes, response.ByteSize()
-        if actual > limit:
+    def _serialized(self, response: Any, handler: Any) -> bytes:
+        """Return a message's bytes. Done here and not by gRPC, to know how many they are without doing it twice."""
+        data: bytes = handler.response_serializer(response)
+        if len(data) > self._gate.max_message_bytes:
             raise ImageTooLarge(
-                f"the result is {actual} bytes, and at most {limit} can be sent: ask for a lossy format",
-                metadata={"limit": str(limit), "actual": str(actual)},
+                f"the result is {len(data)} bytes, and at most {self._gate.max_message_bytes} can be sent: "
+                "ask for a lossy format",
+                metadata={"limit": str(self._gate.max_message_bytes), "actual": str(len(data))},
             )
+        return data
 
 
 @dataclass
