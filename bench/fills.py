@@ -86,7 +86,7 @@ def _shift_map(picture: Pixels, hole: Hole) -> Pixels:
     filled = np.zeros_like(lab)
     known = np.where(hole, np.uint8(0), np.uint8(255))
     cv2.xphoto.inpaint(lab, known, filled, cv2.xphoto.INPAINT_SHIFTMAP)
-    return cv2.cvtColor(filled, cv2.COLOR_Lab2RGB)
+    return np.asarray(cv2.cvtColor(filled, cv2.COLOR_Lab2RGB), np.uint8)
 
 
 def _biharmonic(picture: Pixels, hole: Hole) -> Pixels:
@@ -123,7 +123,7 @@ def photographs() -> dict[str, tuple[Pixels, list[tuple[int, int]]]]:
 
 
 def _asset(name: str) -> Pixels:
-    return cv2.imread(str(ASSETS / name), cv2.IMREAD_COLOR_RGB)
+    return np.asarray(cv2.imread(str(ASSETS / name), cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
 def _strokes(shape: tuple[int, int], places: list[tuple[int, int]], random: np.random.Generator) -> Hole:
@@ -212,7 +212,7 @@ def _tile(picture: Pixels, case: Case, label: str) -> Pixels:
     """Return 208 × 208 pixels around the hole, at full size, with a label."""
     x, y, width, height = cv2.boundingRect(case.hole.astype(np.uint8))
     centre = (x + width / 2, y + height / 2)
-    tile = cv2.getRectSubPix(picture, (208, 208), centre)
+    tile = np.asarray(cv2.getRectSubPix(picture, (208, 208), centre), np.uint8)
     cv2.putText(tile, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 3)
     cv2.putText(tile, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1)
     return tile
