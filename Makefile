@@ -38,7 +38,7 @@ check: install ## Lint, types, layers, the contract's style and its compatibilit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	tools/protos.sh lint
 	@if git rev-parse -q --verify $(BASE)^{commit} >/dev/null && git cat-file -e $(BASE):protos/limner/v1/images.proto 2>/dev/null; then tools/protos.sh breaking $(BASE); else echo "no protos at $(BASE) to compare with: compatibility not checked"; fi
 

@@ -4,41 +4,80 @@ from __future__ import annotations
 
 import threading
 import time
-
-import grpc
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from bench import calls, pictures
 from bench.figures import Figures, median_ms, p95_ms
 from limner.client.local import LocalServers
-from limner.v1 import images_pb2, inpaint_pb2, inpaint_pb2_grpc, router_pb2_grpc
+from limner.v1 import (
+    images_pb2,
+    inpaint_pb2,
+    inpaint_pb2_grpc,
+    postprocess_pb2,
+    postprocess_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+)
+
+UPSCALER = postprocess_pb2.UpscaleOptions(model="realesrgan-animevideov3", scale=2)
+
+Probe = Callable[[], Iterator[Any]]  # a call that waits for the device of the cancelled one
 
 
 def measure(servers: LocalServers, *, quick: bool, model: str) -> Figures:
-    """Return milliseconds from the client's cancel of a Run to the next call's start on the device."""
-    image, mask = pictures.photograph(1024, 1024), pictures.hole(1024, 1024, 420, 420)
-    small, small_mask = pictures.photograph(64, 64), pictures.hole(64, 64, 8, 8)
-    waits = []
-    with calls.channel(servers.address("inpaint")) as inpaint, calls.channel(servers.address("router")) as router:
-        for _ in range(5 if quick else 25):
-            run = router_pb2_grpc.RouterServiceStub(router).Run(calls.inpaint_run(image, mask, model), timeout=300)
-            for response in run:
-                if response.event.HasField("progress") and response.event.progress.stage != "decode":
-                    break
-            waits.append(_wait_for_device(run, inpaint, small, small_mask))
-    return {"model": model, "cancel_to_free_p50_ms": median_ms(waits), "cancel_to_free_p95_ms": p95_ms(waits)}
+    """Return milliseconds from the client's cancel of a Run to the next call's start on the device: of an erase, which
+    ends at once, and of an upscale, which ends with its tile."""
+    turns = 5 if quick else 25
+    image = pictures.photograph(1024, 1024)
+    small = images_pb2.Image(encoded=pictures.photograph(64, 64))
+    with (
+        calls.channel(servers.address("inpaint")) as inpaint,
+        calls.channel(servers.address("postprocess")) as postprocess,
+        calls.channel(servers.address("router")) as router,
+    ):
+
+        def fill() -> Iterator[Any]:
+            request = inpaint_pb2.InpaintRequest(
+                image=small,
+                mask=images_pb2.Image(encoded=pictures.hole(64, 64, 8, 8)),
+                options=inpaint_pb2.InpaintOptions(model="telea"),
+            )
+            return inpaint_pb2_grpc.InpaintServiceStub(inpaint).Inpaint(request, timeout=300)
+
+        def enlarge() -> Iterator[Any]:
+            request = postprocess_pb2.UpscaleRequest(image=small, options=UPSCALER)
+            return postprocess_pb2_grpc.PostprocessServiceStub(postprocess).Upscale(request, timeout=300)
+
+        stub = router_pb2_grpc.RouterServiceStub(router)
+        erase = calls.inpaint_run(image, pictures.hole(1024, 1024, 420, 420), model)
+        step = router_pb2.Step(name="big", upscale=router_pb2.UpscaleStep(options=UPSCALER))
+        upscale = router_pb2.RunRequest(
+            pipeline=router_pb2.Pipeline(steps=[step]), inputs={"source": images_pb2.Image(encoded=image)}
+        )
+        list(enlarge())  # loads the network
+        erases = [_cancel_to_start(stub, erase, fill) for _ in range(turns)]
+        upscales = [_cancel_to_start(stub, upscale, enlarge) for _ in range(turns)]
+    return {
+        "erase_model": model,
+        "erase_p50_ms": median_ms(erases),
+        "erase_p95_ms": p95_ms(erases),
+        "upscale_model": UPSCALER.model,
+        "upscale_p50_ms": median_ms(upscales),
+        "upscale_p95_ms": p95_ms(upscales),
+    }
 
 
-def _wait_for_device(run: grpc.Call, inpaint: grpc.Channel, image: bytes, mask: bytes) -> float:
-    """Cancel the run that holds the device once another call waits for it; return the seconds until that one starts."""
+def _cancel_to_start(stub: router_pb2_grpc.RouterServiceStub, request: router_pb2.RunRequest, probe: Probe) -> float:
+    """Begin a run, let another call wait for its device, cancel the run; return the seconds until the other starts."""
+    run: Any = stub.Run(request, timeout=300)
+    for response in run:
+        if response.event.HasField("progress") and response.event.progress.stage not in ("decode", "encode"):
+            break
     queued, started = threading.Event(), []
 
     def wait() -> None:
-        request = inpaint_pb2.InpaintRequest(
-            image=images_pb2.Image(encoded=image),
-            mask=images_pb2.Image(encoded=mask),
-            options=inpaint_pb2.InpaintOptions(model="telea"),
-        )
-        for response in inpaint_pb2_grpc.InpaintServiceStub(inpaint).Inpaint(request, timeout=300):
+        for response in probe():
             if response.HasField("queued"):
                 queued.set()
             elif response.HasField("started"):
@@ -51,4 +90,6 @@ def _wait_for_device(run: grpc.Call, inpaint: grpc.Channel, image: bytes, mask: 
     began = time.perf_counter()
     run.cancel()
     waiter.join()
-    return max(0.0, started[0] - began)
+    if started[0] < began:
+        raise RuntimeError("the run was done before it could be cancelled")
+    return started[0] - began
