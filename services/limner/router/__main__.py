@@ -40,15 +40,21 @@ async def build(server: Server, config: RouterConfig) -> None:
     await pool.start()
     server.on_stop(pool.close)
     runs = Runs(config, pool, blobs, server.hold)
-    server.on_stop(runs.close)
+    server.on_drained(runs.close)
     housekeeping = asyncio.create_task(_keep_house(runs, blobs))
     server.on_stop(functools.partial(_end, housekeeping))
     server.add(
         router_pb2_grpc.add_RouterServiceServicer_to_server,
         RouterServicer(runs, pool, blobs),
         "limner.v1.RouterService",
+        open_to_the_end=("WatchRun", "CancelRun", "GetStatus"),
     )
-    server.add(blobs_pb2_grpc.add_BlobServiceServicer_to_server, BlobServicer(blobs), "limner.v1.BlobService")
+    server.add(
+        blobs_pb2_grpc.add_BlobServiceServicer_to_server,
+        BlobServicer(blobs),
+        "limner.v1.BlobService",
+        open_to_the_end=("GetBlob", "DownloadBlob"),
+    )
     server.add(models_pb2_grpc.add_ModelServiceServicer_to_server, ModelServicer(pool), "limner.v1.ModelService")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,6 +18,7 @@ from google.protobuf.message import Message
 
 from limner.core.errors import (
     Cancelled,
+    DeadlineExceeded,
     LimnerError,
     Overloaded,
     ServerUnavailable,
@@ -30,6 +32,7 @@ from limner.v1 import progress_pb2, router_pb2
 
 MAX_ATTEMPTS = 3
 _SHORTEST_PAUSE = 0.02
+_PROGRESS_SECONDS = 1.0  # progress of less than a hundredth of a stage is told this often
 
 # How a step's events are told: their name in RunEvent, and the event.
 Tell = Callable[[str, Message], None]
@@ -88,6 +91,7 @@ class Caller:
                     if one.produced or attempt == MAX_ATTEMPTS:
                         raise _went_away(operation, backend, step, attempt, one.produced, error) from error
                     attempt += 1
+                    telemetry.step_retries.add(1, {"kind": kind})
                     tell("retried", router_pb2.StepRetried(attempt=attempt, reason=lost))
 
     async def _choose(self, kind: str, tried: set[Backend], lost: str) -> Backend:
@@ -180,6 +184,8 @@ class _Attempt:
         self._step = step
         self._tell = tell
         self._taken = taken
+        self._progress = _ProgressFilter()
+        self._phase = "before the server took the call"
 
     async def run(self, request: Any) -> Answer:
         """Make the call. Raises Unavailable or Cancelled if the server went away, or the server's own error."""
@@ -197,9 +203,19 @@ class _Attempt:
             try:
                 return await self._read(call)
             except grpc.aio.AioRpcError as error:
-                raise from_status(error) from None
+                raise self._told(from_status(error)) from None
             finally:
                 call.cancel()  # a call that nobody reads any more goes on at the server otherwise
+
+    def _told(self, error: LimnerError) -> LimnerError:
+        """Say where the deadline passed: whose clock runs out first is chance, and gRPC's own words say nothing."""
+        if not isinstance(error, DeadlineExceeded):
+            return error
+        return DeadlineExceeded(
+            f"the deadline passed during step {self._step!r}, {self._phase} (the {self._operation.server} server "
+            f"{self._backend.address}); allow more time",
+            metadata={"kind": self._operation.server, "address": self._backend.address},
+        )
 
     async def _read(self, call: Any) -> Answer:
         result = finished = None
@@ -215,11 +231,40 @@ class _Attempt:
                 if self._caller.previews:
                     self.produced = True
                     self._tell(kind, response.preview)
+            elif kind == "progress":
+                if self._progress.is_worth_telling(response.progress):
+                    self._tell(kind, response.progress)
             elif kind is not None:
+                self._phase = _PHASES.get(kind, self._phase)
                 self._tell(kind, getattr(response, kind))
         if result is None or finished is None:
             raise ServerUnavailable("its stream ended without a result")
         return Answer(result, finished)
+
+
+_PHASES = {"queued": "while it waited for the device", "started": "while the device was at work on it"}
+
+
+class _ProgressFilter:
+    """Passes a stage's beginning and end, every hundredth of it, and else what comes after a second: the router keeps
+    all events of a run, and a stage may have any number of steps."""
+
+    def __init__(self) -> None:
+        self._last = progress_pb2.Progress()
+        self._told_at = 0.0
+
+    def is_worth_telling(self, progress: progress_pb2.Progress) -> bool:
+        """Tell whether an event says enough that is new."""
+        now = time.monotonic()
+        if (
+            progress.stage == self._last.stage
+            and progress.step < progress.step_count
+            and 0 <= (progress.step - self._last.step) * 100 < progress.step_count
+            and now - self._told_at < _PROGRESS_SECONDS
+        ):
+            return False
+        self._last, self._told_at = progress, now
+        return True
 
 
 def _went_away(

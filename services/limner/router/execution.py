@@ -1,4 +1,5 @@
-"""Carries out a plan: every step as soon as what it takes is there, so independent steps at the same time.
+"""Carries out a plan: every step as soon as what it takes is there, so independent steps at the same time, but of one
+run no more than `AT_ONCE` at the servers of a kind.
 
 Between steps pixels travel raw. A result that only the caller gets is encoded by the server that made it, as the step's
 `output` says; one that other steps take too travels raw and is encoded for the caller by a call of its own, so that
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -25,6 +27,7 @@ from limner.runtime.telemetry import tracer
 from limner.v1 import images_pb2, progress_pb2
 
 RAW = images_pb2.OutputOptions(format="raw")
+AT_ONCE = 8  # calls of one run to the servers of a kind: a run of 64 steps would fill a server's queue, and fail by it
 
 
 async def execute(
@@ -61,7 +64,8 @@ async def _resolved(image: images_pb2.Image, blobs: BlobStore) -> images_pb2.Ima
 
 
 class _Pictures:
-    """Inputs and results that steps still have to take; each is let go with the last step that takes it."""
+    """Inputs and results that steps still have to take. A result is let go with the last step that takes it; inputs
+    live as long as the request."""
 
     def __init__(self, plan: Plan) -> None:
         taken = [slot.name for step in plan.steps for slot in step.slots]
@@ -99,6 +103,7 @@ class _Execution:
         self._inline_limit = inline_limit
         self._pictures = pictures
         self._inputs = inputs
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
 
     async def step(self, planned: PlannedStep) -> None:
         """Wait for what the step takes, do it, and pass its result on."""
@@ -114,15 +119,18 @@ class _Execution:
 
     async def _do(self, planned: PlannedStep) -> None:
         operation = operation_of(planned.step)
-        # Built here and handed over, so that the pictures in it are let go when the call is over.
-        answer = await self._caller.call(
-            operation,
-            operation.request(
-                message_of(planned.step), [self._pictures.take(slot.name) for slot in planned.slots], _encoding(planned)
-            ),
-            step=planned.name,
-            tell=lambda kind, message: self._journal.append(planned.name, kind, message),
-        )
+        async with self._turns[operation.server]:
+            # The request is built here and handed over, so that its pictures are let go when the call is over.
+            answer = await self._caller.call(
+                operation,
+                operation.request(
+                    message_of(planned.step),
+                    [self._pictures.take(slot.name) for slot in planned.slots],
+                    _encoding(planned),
+                ),
+                step=planned.name,
+                tell=lambda kind, message: self._journal.append(planned.name, kind, message),
+            )
         image = operation.result(answer.result)
         if planned.taken:
             self._pictures.put(planned.name, image)
@@ -144,12 +152,13 @@ class _Execution:
         began = time.perf_counter()
         operation = OPERATIONS["convert"]
         # It is part of the step, so its own Queued, Started and so on are not told.
-        answer = await self._caller.call(
-            operation,
-            operation.request(ENCODE.convert, [image], output),
-            step=planned.name,
-            tell=lambda kind, message: None,
-        )
+        async with self._turns[operation.server]:
+            answer = await self._caller.call(
+                operation,
+                operation.request(ENCODE.convert, [image], output),
+                step=planned.name,
+                tell=lambda kind, message: None,
+            )
         finished.timings.add(stage="convert", duration=duration(time.perf_counter() - began))
         return operation.result(answer.result)
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from google.protobuf.message import Message
 
 from limner.router.bell import Bell
-from limner.v1 import images_pb2, progress_pb2, router_pb2
+from limner.v1 import images_pb2, router_pb2
 
-# What an event takes in memory apart from its picture.
-_EVENT_BYTES = 512
+# What an event takes in memory apart from its picture, as measured with Progress.
+_EVENT_BYTES = 900
 
 
 class Journal:
@@ -23,7 +23,7 @@ class Journal:
         """An empty journal."""
         self.ended = False
         self._responses: list[router_pb2.RunResponse] = []
-        self._last_preview: dict[str, progress_pb2.Preview] = {}
+        self._last_preview: dict[str, int] = {}  # of each step, where it is in `_responses`
         self._picture_bytes = 0
         self._bell = Bell()
 
@@ -43,7 +43,7 @@ class Journal:
         field.SetInParent()  # an empty message is an event too
         field.CopyFrom(message)
         if kind == "preview":
-            self._supersede(step, event.preview)
+            self._supersede(step, event.preview.image)
         self._bell.ring()
 
     def append_result(
@@ -84,14 +84,20 @@ class Journal:
         self._responses.append(response)
         return event
 
-    def _supersede(self, step: str, preview: progress_pb2.Preview) -> None:
+    def _supersede(self, step: str, image: images_pb2.Image) -> None:
         """Keep only the latest preview's picture of each step: a run may make hundreds."""
-        old = self._last_preview.get(step)
-        if old is not None:
-            self._picture_bytes -= picture_bytes(old.image)
-            old.ClearField("image")
-        self._last_preview[step] = preview
-        self._picture_bytes += picture_bytes(preview.image)
+        position = self._last_preview.get(step)
+        if position is not None:
+            old = self._responses[position].event
+            self._picture_bytes -= picture_bytes(old.preview.image)
+            # A message that is cleared keeps its memory until it goes as a whole, so another one takes its place.
+            bare = router_pb2.RunResponse()
+            bare.event.sequence, bare.event.step = old.sequence, old.step
+            bare.event.time.CopyFrom(old.time)
+            bare.event.preview.step = old.preview.step
+            self._responses[position] = bare
+        self._last_preview[step] = len(self._responses) - 1
+        self._picture_bytes += picture_bytes(image)
 
 
 def picture_bytes(image: images_pb2.Image) -> int:

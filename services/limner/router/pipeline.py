@@ -6,7 +6,7 @@ Knows names, kinds and the shape of the graph. What a model accepts (a radius, a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -30,6 +30,11 @@ from limner.router.steps import (
 from limner.v1 import images_pb2, router_pb2
 
 MAX_STEPS = 64
+MAX_INPUTS = 64
+MAX_MASKS = 64  # of one step
+MAX_PIPELINE_BYTES = 256 << 10  # checking takes time for each name and number, and nobody else is served meanwhile
+MAX_CYCLES = 32  # that are told: more don't fit into an answer
+SHOWN_NAMES = 500  # characters of names that a message lists
 FORMATS = ("raw", "png", "jpeg", "webp", "tiff", "bmp")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _KIND_NAMES = {IMAGE: "a picture", MASK: "a mask"}
@@ -75,11 +80,10 @@ def plan(request: router_pb2.RunRequest, has_blob: Callable[[str], bool]) -> Pla
     Raises BadPipeline with every fault, or BlobNotFound if the only fault is blobs that aren't there: those the caller
     can upload and then repeat the request as it is.
     """
+    unbounded = list(_size_faults(request))
+    if unbounded:
+        raise _bad(unbounded)
     steps = list(request.pipeline.steps)
-    if not steps:
-        raise _bad([FieldViolation("pipeline.steps", "is empty; give at least one step")])
-    if len(steps) > MAX_STEPS:
-        raise _bad([FieldViolation("pipeline.steps", f"has {len(steps)} steps; give at most {MAX_STEPS}")])
     faults = [
         *_input_faults(request),
         *_name_faults(steps, request.inputs),
@@ -105,6 +109,28 @@ def _bad(faults: list[FieldViolation]) -> BadPipeline:
     shown = "; ".join(f"{fault.field} {fault.description}" for fault in faults[:3])
     more = f"; and {len(faults) - 3} more, see the field violations" if len(faults) > 3 else ""
     return BadPipeline(f"the pipeline can't run: {shown}{more}", violations=faults)
+
+
+def _size_faults(request: router_pb2.RunRequest) -> Iterator[FieldViolation]:
+    """Yield what is too much to be looked at any closer, or nothing at all."""
+    pipeline = request.pipeline
+    if not pipeline.steps:
+        yield FieldViolation("pipeline.steps", "is empty; give at least one step")
+    for field, items, limit in (
+        ("pipeline.steps", pipeline.steps, MAX_STEPS),
+        ("pipeline.outputs", pipeline.outputs, MAX_STEPS),
+        ("inputs", request.inputs, MAX_INPUTS),
+        *((f"pipeline.steps[{i}].mask.masks", step.mask.masks, MAX_MASKS) for i, step in enumerate(pipeline.steps)),
+    ):
+        if len(items) > limit:
+            yield FieldViolation(field, f"has {len(items)} items; give at most {limit}")
+    if pipeline.ByteSize() > MAX_PIPELINE_BYTES:
+        yield FieldViolation("pipeline", f"takes {pipeline.ByteSize()} bytes; it may take {MAX_PIPELINE_BYTES}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = ", ".join(names)
+    return listed if len(listed) <= SHOWN_NAMES else f"{listed[:SHOWN_NAMES]}…"
 
 
 def _input_faults(request: router_pb2.RunRequest) -> Iterator[FieldViolation]:
@@ -191,8 +217,10 @@ def _source_faults(steps: list[router_pb2.Step], inputs: Any) -> Iterator[FieldV
             if not slot.name:
                 yield FieldViolation(field, "is missing; name an input or a step that gives a mask")
             elif slot.name not in inputs and slot.name not in known:
-                there = ", ".join(sorted({*inputs, *known} - {step.name, ""})) or "none"
-                yield FieldViolation(field, f"no input or step is called {slot.name!r}; there are: {there}")
+                there = sorted({*inputs, *known} - {step.name, ""})
+                yield FieldViolation(
+                    field, f"no input or step is called {slot.name!r}; there are: {_listed(there) or 'none'}"
+                )
             elif slot.name in known and operation_name(known[slot.name]) and gives(known[slot.name]) != slot.takes:
                 yield FieldViolation(field, _kind_fault(slot, known[slot.name]))
 
@@ -210,14 +238,14 @@ def _output_faults(request: router_pb2.RunRequest) -> Iterator[FieldViolation]:
     for i, name in enumerate(request.pipeline.outputs):
         field = f"pipeline.outputs[{i}]"
         if name not in names:
-            yield FieldViolation(field, f"no step is called {name!r}; there are: {', '.join(names)}")
+            yield FieldViolation(field, f"no step is called {name!r}; there are: {_listed(names)}")
         elif name in seen:
             yield FieldViolation(field, f"{name!r} is listed twice; list it once")
         seen.add(name)
 
 
 def _order(steps: list[router_pb2.Step], inputs: Any) -> tuple[list[str], list[FieldViolation]]:
-    """Return the steps' names, each after those it takes from, and a fault for every cycle."""
+    """Return the steps' names, each after those it takes from, and a fault for every cycle, up to MAX_CYCLES."""
     index = {step.name: i for i, step in reversed(list(enumerate(steps))) if step.name not in inputs}
     # Dicts for their order: the same request gives the same plan.
     graph = {
@@ -227,7 +255,7 @@ def _order(steps: list[router_pb2.Step], inputs: Any) -> tuple[list[str], list[F
         for name, i in sorted(index.items(), key=lambda item: item[1])
     }
     faults: list[FieldViolation] = []
-    while True:
+    while len(faults) < MAX_CYCLES:
         try:
             return list(TopologicalSorter(graph).static_order()), faults
         except CycleError as error:
@@ -241,6 +269,7 @@ def _order(steps: list[router_pb2.Step], inputs: Any) -> tuple[list[str], list[F
                 FieldViolation(field, f"closes a cycle: {' -> '.join(circle)}; let one of them take from elsewhere")
             )
             del graph[taker][source]
+    return [], faults
 
 
 def _planned(request: router_pb2.RunRequest, steps: list[router_pb2.Step], order: list[str]) -> Plan:

@@ -113,8 +113,10 @@ class Pool:
             wait = give_up - loop.time()
             if wait <= 0 or not self._targets.get(kind):
                 raise self._none_healthy(kind)
+            # Not wait_for: it loses a cancellation that comes together with the ring (CPython issue 86296).
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(rung.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await rung.wait()
 
     def others(self, kind: str, than: set[Backend]) -> bool:
         """Tell whether a healthy server of the kind is not in `than`."""

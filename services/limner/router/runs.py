@@ -27,6 +27,7 @@ from limner.core.errors import (
     Overloaded,
     RequestIdConflict,
     RunNotFound,
+    Stopping,
 )
 from limner.router.blobs import BlobStore
 from limner.router.calls import Caller
@@ -35,7 +36,7 @@ from limner.router.execution import execute
 from limner.router.journal import Journal
 from limner.router.pipeline import Plan, plan
 from limner.router.pool import Pool
-from limner.runtime import logs
+from limner.runtime import logs, telemetry
 from limner.runtime.messages import duration
 from limner.runtime.status import as_limner_error, from_status_proto, to_status
 from limner.runtime.telemetry import tracer
@@ -44,6 +45,8 @@ from limner.v1 import router_pb2
 INLINE_LIMIT = 3 << 20
 MAX_LINGER = 3600.0
 MAX_REQUEST_ID = 128
+_UNREAD = "nobody reads the run any more"
+_STOPPING = "the router is stopping and could not wait for the run any longer; send the request anew"
 _RETRY_AFTER = (0.1, 30.0)  # the least and the most that a refused caller is told to wait, in seconds
 
 _log = logging.getLogger(__name__)
@@ -68,12 +71,12 @@ class Run:
         self._deadline = None if remaining is None or self._outlives_readers else time.monotonic() + remaining
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._cancelled_because = ""
+        self._cancelled_by: LimnerError | None = None
 
     @property
     def joinable(self) -> bool:
         """Tell whether the run has done, or will do, what it was asked to."""
-        return self.failure is None and not self._cancelled_because
+        return self.failure is None and (self.journal.ended or self._cancelled_by is None)
 
     def remaining(self) -> float | None:
         """Return the seconds to the run's deadline."""
@@ -83,13 +86,14 @@ class Run:
         """Take the task that does the work."""
         self._task = task
 
-    async def cancel(self, reason: str) -> bool:
-        """End the run and wait until its calls are cancelled. Returns False if it had ended."""
-        if self.journal.ended or self._task is None:
+    async def cancel(self, error: LimnerError) -> bool:
+        """End the run with `error` and wait until its calls are cancelled. Returns False if it ended by itself."""
+        task = self._task
+        if task is None:
             return False
-        self._cancel_now(reason)
-        await asyncio.wait([self._task])
-        return True
+        self._cancel_now(error)
+        await asyncio.wait([task])
+        return task.cancelled()
 
     def join(self, remaining: float | None) -> None:
         """Count a reader; the run's deadline is the latest of its readers'."""
@@ -107,9 +111,9 @@ class Run:
             return
         if self._linger:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._linger, self._cancel_now, "nobody reads the run any more")
+            self._timer = loop.call_later(self._linger, self._cancel_now, Cancelled(_UNREAD))
         else:
-            self._cancel_now("nobody reads the run any more")
+            self._cancel_now(Cancelled(_UNREAD))
 
     def end(self, error: LimnerError | None) -> None:
         """Write the last event."""
@@ -126,13 +130,13 @@ class Run:
             self.journal.append("", "run_failed", router_pb2.RunFailed(error=self.failure))
         self.journal.end()
 
-    def cancellation(self) -> Cancelled:
+    def cancellation(self) -> LimnerError:
         """Return why the run was cancelled."""
-        return Cancelled(self._cancelled_because or "the router is stopping")
+        return self._cancelled_by or Stopping(_STOPPING)
 
-    def _cancel_now(self, reason: str) -> None:
-        if self._task is not None and not self._cancelled_because:
-            self._cancelled_because = reason
+    def _cancel_now(self, error: LimnerError) -> None:
+        if self._task is not None and self._cancelled_by is None:
+            self._cancelled_by = error
             self._task.cancel()
 
 
@@ -177,6 +181,7 @@ class Runs:
         # No await from here on: who comes first starts the run, and all others join it.
         earlier = self._earlier(request.request_id, content)
         if earlier is not None:
+            logs.run_id.set(earlier.id)
             earlier.join(remaining)
             return earlier
         checked = plan(request, self._blobs.has)
@@ -184,6 +189,7 @@ class Runs:
             raise self._overloaded()
         run = Run(detached=request.detached, linger=linger, remaining=remaining)
         used = [request.inputs[name].blob_id for name in checked.inputs if request.inputs[name].blob_id]
+        logs.run_id.set(run.id)  # of the call and all that comes of it
         resources = contextlib.ExitStack()
         resources.enter_context(self._blobs.pinned(used))
         resources.enter_context(self._hold())
@@ -241,7 +247,7 @@ class Runs:
 
     async def close(self) -> None:
         """Cancel all runs."""
-        await asyncio.gather(*(run.cancel("the router is stopping") for run in list(self._active)))
+        await asyncio.gather(*(run.cancel(Stopping(_STOPPING)) for run in list(self._active)))
 
     def _earlier(self, request_id: str, content: bytes) -> Run | None:
         """Return the run to join. One that failed or was cancelled is no answer: the work is done anew."""
@@ -266,7 +272,6 @@ class Runs:
         )
 
     async def _work(self, run: Run, checked: Plan, request: router_pb2.RunRequest) -> None:
-        logs.run_id.set(run.id)
         caller = Caller(
             pool=self._pool,
             run_id=run.id,
@@ -296,7 +301,8 @@ class Runs:
         self._runs[run.id] = self._runs.pop(run.id)  # to the end: the order is that of ending
         seconds = run.ended_at - run.began
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
-        _log.info("run %s: %s after %.2f s", run.id, "finished" if error is None else error.message, seconds)
+        telemetry.run_duration.record(seconds, {"outcome": "OK" if error is None else error.reason})
+        _log.info("run %s after %.2f s", "finished" if error is None else f"ended: {error.message}", seconds)
         self.forget_old()
         resources.close()
 

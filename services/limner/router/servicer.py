@@ -6,11 +6,12 @@ import importlib.metadata
 from collections.abc import AsyncIterator
 from typing import Any
 
-from limner.core.errors import BadArgument
+from limner.core.errors import BadArgument, Cancelled
 from limner.router.blobs import BlobStore
 from limner.router.models import get_model, list_models, relay
 from limner.router.pool import Pool
 from limner.router.runs import Runs
+from limner.runtime import logs
 from limner.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
@@ -34,7 +35,6 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     async def Run(self, request: router_pb2.RunRequest, context: Context) -> AsyncIterator[router_pb2.RunResponse]:
         run = await self._runs.start(request, context.time_remaining())
-        del request  # the run lets its pictures go as it is done with them
         try:
             async for response in self._runs.read(run):
                 yield response
@@ -45,6 +45,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.WatchRunRequest, context: Context
     ) -> AsyncIterator[router_pb2.WatchRunResponse]:
         run = self._runs.find(request.run_id)
+        logs.run_id.set(run.id)
         run.join(context.time_remaining())
         try:
             async for response in self._runs.read(run, request.after_sequence):
@@ -56,7 +57,8 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     async def CancelRun(self, request: router_pb2.CancelRunRequest, context: Context) -> router_pb2.CancelRunResponse:
         run = self._runs.find(request.run_id)
-        return router_pb2.CancelRunResponse(cancelled=await run.cancel("the run was cancelled by CancelRun"))
+        logs.run_id.set(run.id)
+        return router_pb2.CancelRunResponse(cancelled=await run.cancel(Cancelled("the run was cancelled by CancelRun")))
 
     async def GetStatus(self, request: router_pb2.GetStatusRequest, context: Context) -> router_pb2.GetStatusResponse:
         return router_pb2.GetStatusResponse(

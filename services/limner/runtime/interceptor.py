@@ -23,6 +23,7 @@ from limner.core.errors import BadArgument, ImageTooLarge, LimnerError, Overload
 from limner.runtime import logs, status, telemetry
 
 HEALTH = "/grpc.health."
+NOT_THERE = "/(not there)"  # the name of methods that the server doesn't have, or not yet
 DIAGNOSTICS = ("/grpc.reflection.", "/grpc.channelz.")
 
 _log = logging.getLogger("limner.calls")
@@ -35,7 +36,7 @@ class Gate(Protocol):
 
     max_message_bytes: int
 
-    def check_open(self) -> None:
+    def check_open(self, method: str) -> None:
         """Raise ServerUnavailable or Stopping if calls are not taken now."""
 
     def add_diagnostics(self) -> None:
@@ -72,12 +73,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _not_there(self, method: str) -> Any:
         """Return a handler for a method that is unknown, perhaps only because the server is still starting."""
         try:
-            self._gate.check_open()
+            self._gate.check_open(method)
         except LimnerError:
 
             async def unavailable(_: Any, context: Context) -> None:
-                async with _around(self._gate, method, context) as ending:
-                    self._gate.check_open()
+                # Not by its name, which may be anything: each would be a time series of its own.
+                async with _around(self._gate, NOT_THERE, context) as ending:
+                    self._gate.check_open(method)
                     raise ServerUnavailable("the server has only just started; try again")
                 await ending.tell(context)
 
@@ -87,8 +89,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _single(self, method: str, handler: Any) -> Any:
         async def behaviour(request: Any, context: Context) -> bytes:
             data = b""
-            async with _around(self._gate, method, context) as ending:
-                self._check_request(request)
+            async with _around(self._gate, method, context, level=logging.DEBUG) as ending:
+                self._check_request(method, request)
                 data = self._serialized(await handler.unary_unary(request, context), handler)
             await ending.tell(context)
             return data
@@ -98,7 +100,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _streamed(self, method: str, handler: Any) -> Any:
         async def behaviour(request: Any, context: Context) -> None:
             async with _around(self._gate, method, context) as ending:
-                self._check_request(request)
+                self._check_request(method, request)
                 async with aclosing(handler.unary_stream(request, context)) as responses:
                     async for response in responses:
                         await context.write(self._serialized(response, handler))
@@ -106,8 +108,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         return behaviour
 
-    def _check_request(self, request: Any) -> None:
-        self._gate.check_open()
+    def _check_request(self, method: str, request: Any) -> None:
+        self._gate.check_open(method)
         if isinstance(request, _Refused):
             raise request.error
 
@@ -138,8 +140,12 @@ class _Ending:
 
 
 @asynccontextmanager
-async def _around(gate: Gate, method: str, context: Context) -> AsyncIterator[_Ending]:
-    """Stand around one call: what is raised inside becomes the status of the ending that it yields."""
+async def _around(gate: Gate, method: str, context: Context, *, level: int = logging.INFO) -> AsyncIterator[_Ending]:
+    """Stand around one call: what is raised inside becomes the status of the ending that it yields.
+
+    Work streams its events. The calls with a single answer look at something or carry a piece of it, and many poll: of
+    those that end well the log tells at `level`.
+    """
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     # gRPC gives every call a task of its own, so what these variables are set to ends with it.
     logs.run_id.set(metadata.get(telemetry.RUN_ID_KEY, ""))
@@ -170,7 +176,7 @@ async def _around(gate: Gate, method: str, context: Context) -> AsyncIterator[_E
                 told = status.status_code(ending.status).name
             seconds = time.perf_counter() - started
             telemetry.call_ended(span, name, told, seconds)
-            _log.info("%s %s %.0f ms", name, told, seconds * 1000)
+            _log.log(level if told == "OK" else logging.INFO, "%s %s %.0f ms", name, told, seconds * 1000)
 
 
 @dataclass(frozen=True)

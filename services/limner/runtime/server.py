@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -40,6 +40,7 @@ from limner.runtime.interceptor import Interceptor
 C = TypeVar("C", bound=ServerConfig)
 
 HOOK_S = 10.0  # how long ending one thing may take
+FOLLOW_UP_S = 0.5  # how long a stopping server waits for the call by which a caller fetches what the last one made
 LAST_BREATH_S = 3.0  # how long threads and telemetry may go on after everything else has ended
 SAME_SIGNAL_S = 0.3  # Ctrl-C may come twice: from the terminal, and from the program that started this one
 AT_ONCE_S = 0.2  # the same after a second signal
@@ -77,6 +78,8 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._services: list[str] = []
         self._stop_hooks: list[Callable[[], Awaitable[None]]] = []
+        self._drain_hooks: list[Callable[[], Awaitable[None]]] = []
+        self._open_to_the_end: set[str] = set()  # methods
         self._state = "starting"  # then `serving`, `stopping`
         self._diagnosed = False
         self._held = 0
@@ -84,14 +87,28 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def add(self, add_to_server: Callable[[Any, Any], None], servicer: Any, service_name: str) -> None:
-        """Serve a service: `add(add_InpaintServiceServicer_to_server, servicer, "limner.v1.InpaintService")`."""
+    def add(
+        self,
+        add_to_server: Callable[[Any, Any], None],
+        servicer: Any,
+        service_name: str,
+        *,
+        open_to_the_end: Collection[str] = (),
+    ) -> None:
+        """Serve a service: `add(add_InpaintServiceServicer_to_server, servicer, "limner.v1.InpaintService")`.
+
+        Methods that are `open_to_the_end` begin no work, and are taken also while the server stops."""
         add_to_server(servicer, _GenericOnly(self.grpc))
         self._services.append(service_name)
+        self._open_to_the_end |= {f"/{service_name}/{method}" for method in open_to_the_end}
 
     def on_stop(self, hook: Callable[[], Awaitable[None]]) -> None:
         """Await `hook()` when the server stops, after the last call; the last one added is awaited first."""
         self._stop_hooks.append(hook)
+
+    def on_drained(self, hook: Callable[[], Awaitable[None]]) -> None:
+        """Await `hook()` when the server stops and waits no longer, while calls can still be told how they end."""
+        self._drain_hooks.append(hook)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -105,11 +122,11 @@ class Server:
             if not self._held:
                 self._idle.set()
 
-    def check_open(self) -> None:
+    def check_open(self, method: str) -> None:
         """Raise unless calls are taken now: ServerUnavailable before everything is loaded, Stopping at the end."""
         if self._state == "starting":
             raise ServerUnavailable(f"the {self.section} server is still starting; try again in a moment")
-        if self._state == "stopping":
+        if self._state == "stopping" and method not in self._open_to_the_end:
             raise Stopping(f"the {self.section} server is stopping and takes no new work; try another one")
 
     async def listen(self) -> None:
@@ -156,13 +173,19 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if self._held:
             _log.info("stopping: %d calls may go on for %.0f s", self._held, self._drain_seconds)
-            await _first_of(self._idle.wait(), self._hurry.wait(), timeout=self._drain_seconds)
+            await _first_of(self._drained(), self._hurry.wait(), timeout=self._drain_seconds)
+        await _end_all(self._drain_hooks)
         await self.grpc.stop(0.2)  # enough for last messages to leave
-        for hook in reversed(self._stop_hooks):
-            try:
-                await asyncio.wait_for(hook(), HOOK_S)
-            except Exception:
-                _log.exception("something failed to end while stopping")
+        await _end_all(self._stop_hooks)
+
+    async def _drained(self) -> None:
+        """Wait until nothing is under way, and nothing more comes of it."""
+        await self._idle.wait()
+        while self._open_to_the_end:
+            await asyncio.sleep(FOLLOW_UP_S)
+            if not self._held:
+                return
+            await self._idle.wait()
 
     async def __aenter__(self) -> Self:
         return self
@@ -267,6 +290,14 @@ async def _serve_until_signal(
         _log.info("stopping; a second signal stops at once")
     _log.info("stopped")
     return told_twice
+
+
+async def _end_all(hooks: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    for hook in reversed(hooks):
+        try:
+            await asyncio.wait_for(hook(), HOOK_S)
+        except Exception:
+            _log.exception("something failed to end while stopping")
 
 
 async def _first_of(*awaitables: Awaitable[object], timeout: float | None = None) -> None:

@@ -33,13 +33,24 @@ STEP_KEY = "limner-step"
 
 tracer = trace.get_tracer("limner")
 _meter = metrics.get_meter("limner")
+_SECONDS = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 call_duration = _meter.create_histogram(
     "limner.call.duration",
     "s",
     "Wall-clock time of calls, by method and status",
-    explicit_bucket_boundaries_advisory=[0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+    explicit_bucket_boundaries_advisory=_SECONDS,
 )
 refused = _meter.create_counter("limner.refused", "{call}", "Calls refused before they began, by reason")
+
+run_duration = _meter.create_histogram(
+    "limner.run.duration",
+    "s",
+    "Wall-clock time of the router's runs, by outcome: OK or the error's reason",
+    explicit_bucket_boundaries_advisory=_SECONDS,
+)
+step_retries = _meter.create_counter(
+    "limner.step.retries", "{call}", "Steps that went to another server as theirs went away, by kind of server"
+)
 
 _propagator = TraceContextTextMapPropagator()
 _devices: weakref.WeakSet[Device] = weakref.WeakSet()
