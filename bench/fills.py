@@ -72,12 +72,12 @@ def fills() -> dict[str, Fill]:
 
 def _served(name: str) -> Fill:
     model = MODELS[name].load(Placement("cpu", "native", "", "a comparison"), open_store())
-    return lambda picture, hole: model.fill(picture, hole, Options(), lambda: None)
+    return lambda picture, hole: model.fill(picture, hole, Options(), lambda share: None)
 
 
 def _patchmatch(radius: int) -> Fill:
     model = PatchMatch(radius)
-    return lambda picture, hole: model.fill(picture, hole, Options(), lambda: None)
+    return lambda picture, hole: model.fill(picture, hole, Options(), lambda share: None)
 
 
 def _shift_map(picture: Pixels, hole: Hole) -> Pixels:

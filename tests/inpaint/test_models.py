@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from limner.core.errors import Cancelled
 from limner.inpaint.filler import Filler, Options
 from limner.inpaint.models import MODELS
+from limner.inpaint.worker import share_done
 
 NAMES = list(MODELS)
 
 
-def never() -> None:
+def never(share: float) -> None:
     """The check of a call that is never over."""
 
 
@@ -97,7 +98,7 @@ def test_patchmatch_ends_in_the_middle_of_a_call(fillers: dict[str, Filler]) -> 
     hole = hole_in(700, 700, 150)  # many seconds of work
     raised = []
 
-    def over() -> None:
+    def over(share: float) -> None:
         raised.append(time.monotonic())
         raise Cancelled("gone")
 
@@ -112,10 +113,28 @@ def test_patchmatch_survives_the_death_of_its_process(fillers: dict[str, Filler]
     process = fillers["patchmatch"]._process  # type: ignore[attr-defined]
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
 
-    def crash() -> None:
+    def crash(share: float) -> None:
         process._process.terminate()
         process._process.send_signal(11)
 
     with pytest.raises(RuntimeError, match="ended by itself"):
         fillers["patchmatch"].fill(noise, hole_in(400, 400, 100), Options(), crash)
     assert fillers["patchmatch"].fill(noise[:9, :9], hole_in(9, 9, 4), Options(), never).shape == (9, 9, 3)
+
+
+def test_patchmatch_tells_how_far_it_is_and_never_goes_back(fillers: dict[str, Filler]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    for _ in range(2):  # nothing of the first call is told in the second
+        told: list[float] = []
+        fillers["patchmatch"].fill(noise, hole_in(400, 400, 130), Options(), told.append)
+        assert told == sorted(told)
+        assert told[0] < 0.5
+        assert 0.7 <= told[-1] <= 1
+        assert len(set(told)) > 5
+
+
+def test_the_share_done_rises_from_level_to_level_and_iteration_to_iteration() -> None:
+    shares = [share_done(level, iteration) for level in range(8, -1, -1) for iteration in range(2 * level + 1)]
+    assert shares == sorted(set(shares))
+    assert 0 < shares[0] < 0.1
+    assert 0.6 < shares[-1] < 1

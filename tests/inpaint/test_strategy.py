@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from limner.core.geometry import Box, Size
 from limner.core.picture import Picture
 from limner.inpaint.filler import Filler, Options, Window
 from limner.inpaint.models import MODELS
-from limner.inpaint.strategy import Plan, Region, Strategy, inpaint, plan
+from limner.inpaint.strategy import Plan, Region, Strategy, _blend, inpaint, plan
 from limner.runtime.job import Job
 
 Array = NDArray[Any]
@@ -30,7 +31,9 @@ class Grey:
 
     holes: list[NDArray[np.bool_]] = field(default_factory=list)
 
-    def fill(self, pixels: Array, hole: NDArray[np.bool_], options: Options, check: Callable[[], None]) -> Array:
+    def fill(
+        self, pixels: Array, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
+    ) -> Array:
         assert hole.any()
         assert not hole.all(), "nothing to fill from"
         self.holes.append(hole)
@@ -93,7 +96,7 @@ def test_soft_masks_blend() -> None:
     job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: None)
 
     class White:
-        def fill(self, pixels: Array, hole: Array, options: Options, check: Callable[[], None]) -> Array:
+        def fill(self, pixels: Array, hole: Array, options: Options, progress: Callable[[float], None]) -> Array:
             return np.full_like(pixels, 200)
 
     mask = mask_of((20, 20), Box(5, 5, 4, 4), value=51)
@@ -217,7 +220,7 @@ def test_reduced_fills_are_clipped_not_wrapped(job: Job) -> None:
     picture = Picture(np.repeat(np.repeat(stripes, 300, axis=0), 3, axis=2))
 
     class Truth:
-        def fill(self, pixels: Array, hole: Array, options: Options, check: Callable[[], None]) -> Array:
+        def fill(self, pixels: Array, hole: Array, options: Options, progress: Callable[[float], None]) -> Array:
             columns = np.arange(pixels.shape[1]) * 400 / pixels.shape[1]
             return np.broadcast_to(np.where(columns[None, :, None] // 20 % 2, 255, 0), pixels.shape).astype(np.uint8)
 
@@ -226,3 +229,40 @@ def test_reduced_fills_are_clipped_not_wrapped(job: Job) -> None:
     result = inpaint(picture, mask, how, Truth(), Window(512, 256), Options(), job)
     middle = np.arange(400) % 20 == 10  # far from edges
     assert np.abs(result.pixels[:, middle].astype(int) - picture.pixels[:, middle]).max() < 10
+
+
+def test_progress_within_a_step_is_told_in_parts_and_never_goes_back() -> None:
+    told = []
+    job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: told.append(message))
+
+    class Telling(Grey):
+        def fill(self, pixels: Array, hole: Array, options: Options, progress: Callable[[float], None]) -> Array:
+            for share in (0.0, 0.1, 0.3, 0.3, 0.2, 1.0):
+                progress(share)
+            return super().fill(pixels, hole, options, progress)
+
+    mask = mask_of((60, 60), Box(5, 5, 9, 9), Box(40, 40, 9, 9))
+    window = Window(64, 32, parts=4)
+    inpaint(picture_of(60, 60), mask, plan(mask, Strategy.CROP, window, margin=4), Telling(), window, Options(), job)
+    assert [message.step for message in told] == [0, 1, 3, 4, 5, 7, 8]
+    assert {message.step_count for message in told} == {8}
+
+
+def test_original_says_how_much_the_model_sees_at_a_time() -> None:
+    hole = Box(40, 40, 30, 30)
+    assert plan(mask_of((100, 120), hole), Strategy.ORIGINAL, WINDOW).reason.endswith("sees the whole picture")
+    assert "sees 128 × 100 of 300 × 100 at a time" in plan(mask_of((100, 300), hole), Strategy.ORIGINAL, WINDOW).reason
+
+
+def test_of_a_reduced_fill_only_what_the_mask_covers_is_enlarged() -> None:
+    """A small hole in a large picture needs no second picture's memory."""
+    pixels, mask = np.zeros((3000, 4000, 3), np.uint8), mask_of((3000, 4000), Box(1000, 1000, 50, 50))
+    small = np.full((300, 400, 3), 7, np.uint8)
+    tracemalloc.start()
+    try:
+        _blend(pixels, small, mask)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    assert (pixels[:, :, 0] == np.where(mask > 0, 7, 0)).all()

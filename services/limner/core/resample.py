@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from limner.core.geometry import Size
+from limner.core.geometry import Box, Size
 from limner.core.picture import Pixels
 
 Method = Literal["lanczos", "area", "cubic", "linear"]
@@ -22,39 +23,51 @@ _KERNELS = {
 }
 
 
-def resize(pixels: Pixels, size: Size, *, method: Method) -> Pixels:
+def resize(pixels: Pixels, size: Size, *, method: Method, part: Box | None = None) -> Pixels:
     """Return `pixels`, (height, width, 1 to 4) uint8 or uint16, in another size: clipped, rounded, of the same dtype.
 
     The second of 2 channels and the fourth of 4 are alpha: colours are weighted by it, so that those of invisible
     pixels don't shine through. `area` is the mean of what a pixel covers, the best there is for making smaller.
+    With `part`, a box in the result, only that much of it is made and returned.
     """
     height, width, channels = pixels.shape
+    part = part or Box(0, 0, size.width, size.height)
     if size == Size(width, height):
-        return pixels.copy()
+        return pixels[part.slices()].copy()
+    scale = (width / size.width, height / size.height)
+    source = (
+        part.x * scale[0],
+        part.y * scale[1],
+        min(part.right * scale[0], width),
+        min(part.bottom * scale[1], height),
+    )
+
+    def resample(image: Image.Image) -> Image.Image:
+        return image.resize((part.width, part.height), _KERNELS[method], box=source)
+
     if pixels.dtype == np.uint8 and channels in (1, 3):
         image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
-        resized = np.array(image.resize((size.width, size.height), _KERNELS[method]))
-        return resized.reshape(size.height, size.width, channels)
+        resized = np.array(resample(image))
+        return resized.reshape(part.height, part.width, channels)
     maximum = np.iinfo(pixels.dtype).max
-    resized = np.empty((size.height, size.width, channels), pixels.dtype)
+    resized = np.empty((part.height, part.width, channels), pixels.dtype)
     alpha = pixels[:, :, -1].astype(np.float32) if channels in (2, 4) else None
     if alpha is None or alpha.min() == alpha.max():
         for channel in range(channels):
-            resized[:, :, channel] = _whole(_resize_plane(pixels[:, :, channel], size, method), maximum)
+            resized[:, :, channel] = _whole(_resample_plane(pixels[:, :, channel], resample), maximum)
         return resized
-    new_alpha = np.clip(_resize_plane(alpha, size, method), 0, maximum)
+    new_alpha = np.clip(_resample_plane(alpha, resample), 0, maximum)
     resized[:, :, -1] = _whole(new_alpha, maximum)
     for channel in range(channels - 1):
-        weighted = _resize_plane(pixels[:, :, channel] * (alpha / maximum), size, method)
+        weighted = _resample_plane(pixels[:, :, channel] * (alpha / maximum), resample)
         straight = np.divide(weighted * maximum, new_alpha, out=np.zeros_like(weighted), where=new_alpha > 0)
         resized[:, :, channel] = _whole(straight, maximum)
     return resized
 
 
-def _resize_plane(plane: NDArray[Any], size: Size, method: Method) -> NDArray[np.float32]:
+def _resample_plane(plane: NDArray[Any], resample: Callable[[Image.Image], Image.Image]) -> NDArray[np.float32]:
     """Resample (height, width) of any dtype in floats; kernels with negative lobes overshoot."""
-    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(image.resize((size.width, size.height), _KERNELS[method]))
+    return np.asarray(resample(Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))))
 
 
 def _whole(plane: NDArray[np.float32], maximum: int) -> NDArray[np.float32]:

@@ -35,6 +35,7 @@ class Window:
 
     block: int
     margin: int
+    parts: int = 1  # how many steps of progress one such step is told in, for models that tell how far they are
 
     @property
     def side(self) -> int:
@@ -45,13 +46,16 @@ class Window:
 class Filler(Protocol):
     """A loaded model. It keeps nothing from one call to the next."""
 
-    def fill(self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, check: Callable[[], None]) -> Pixels:
+    def fill(
+        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
+    ) -> Pixels:
         """Return `pixels` with the hole filled.
 
         `pixels` is (height, width, 1 or 3) uint8 or uint16 over its whole range, of any size from 1×1, and is not
         written to; `hole` is (height, width) bool with at least one pixel of either kind. The result is of the same
         shape and dtype. Values under the hole don't matter, nor do those outside it in the result.
-        Models that work longer than a second or two call `check`, which raises once the call is over.
+        Models that work longer than a second or two call `progress` with the share of the work done, in [0, 1]; it
+        raises once the call is over.
         """
         ...
 

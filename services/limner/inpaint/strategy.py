@@ -78,7 +78,7 @@ def plan(
     size = Size(mask.shape[1], mask.shape[0])
     whole = Box(0, 0, size.width, size.height)
     if strategy is Strategy.ORIGINAL:
-        return Plan((Region(whole, size),), "original, as asked: the model sees the whole picture")
+        return Plan((Region(whole, size),), f"original, as asked: the model sees {_sight(size, window)}")
     if strategy is Strategy.RESIZE:
         region = Region(whole, _reduced(size, resize_limit or DEFAULT_RESIZE_LIMIT))
         return Plan((region,), f"resize, as asked: the model sees {_words(region.size)} of {_words(size)}")
@@ -129,6 +129,13 @@ def _words(size: Size) -> str:
     return f"{size.width} × {size.height}"
 
 
+def _sight(size: Size, window: Window) -> str:
+    if max(size.width, size.height) <= window.side:
+        return "the whole picture"
+    seen = Size(min(size.width, window.side), min(size.height, window.side))
+    return f"{_words(seen)} of {_words(size)} at a time, as that is the most it takes"
+
+
 def _count(boxes: list[Box]) -> str:
     return "1 neighbourhood" if len(boxes) == 1 else f"{len(boxes)} neighbourhoods"
 
@@ -143,22 +150,30 @@ def inpaint(
     pixels = picture.pixels.copy()
     seen = [_seen(picture, mask, region) for region in plan.regions]
     steps = [blocks(hole, window) for _, hole in seen]
-    done = 0
+    told = done = 0
 
-    def fill_part(part: Pixels, hole: NDArray[np.bool_]) -> Pixels:
-        return model.fill(part, hole, options, job.check)
+    with job.stage("inpaint", window.parts * sum(map(len, steps))) as report:
 
-    with job.stage("inpaint", sum(map(len, steps))) as report:
+        def progress(share: float) -> None:
+            nonlocal told
+            now = window.parts * done + min(int(window.parts * share), window.parts - 1)
+            if now > told:
+                told = now
+                report(told)
+            job.check()
 
         def step_done() -> None:
-            nonlocal done
+            nonlocal told, done
             done += 1
-            report(done)
+            told = window.parts * done
+            report(told)
+
+        def fill_part(part: Pixels, hole: NDArray[np.bool_]) -> Pixels:
+            return model.fill(part, hole, options, progress)
 
         for region, (part, hole), its_steps in zip(plan.regions, seen, steps, strict=True):
             filled = fill(part, hole, its_steps, window.side, fill_part, step_done)
-            enlarged = resize(filled, region.box.size, method="cubic") if region.reduced else filled
-            _blend(pixels[region.box.slices()], enlarged, mask[region.box.slices()])
+            _blend(pixels[region.box.slices()], filled, mask[region.box.slices()])
     return picture.with_pixels(pixels)
 
 
@@ -180,8 +195,9 @@ def _seen(picture: Picture, mask: Mask, region: Region) -> tuple[Pixels, NDArray
 
 
 def _blend(pixels: Pixels, filled: Pixels, mask: Mask) -> None:
-    """Blend a region's fill into its pixels, (height, width, channels), a view of the result."""
+    """Blend a region's fill, which may be smaller, into its pixels, (height, width, channels), a view of the result."""
     covered = bounds(mask)
     if covered is not None:
         inside = covered.slices()
-        pixels[inside] = blend(Picture(pixels[inside]), filled[inside], mask[inside]).pixels
+        shown = resize(filled, Size(mask.shape[1], mask.shape[0]), method="cubic", part=covered)
+        pixels[inside] = blend(Picture(pixels[inside]), shown, mask[inside]).pixels

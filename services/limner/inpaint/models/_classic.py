@@ -28,7 +28,9 @@ class Classic:
 
     flag: int
 
-    def fill(self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, check: Callable[[], None]) -> Pixels:
+    def fill(
+        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
+    ) -> Pixels:
         mask = hole.astype(np.uint8)
         if pixels.dtype == np.uint8:
             return cv2.inpaint(pixels, mask, options.radius, self.flag).reshape(pixels.shape)

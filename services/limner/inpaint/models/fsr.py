@@ -38,7 +38,9 @@ class Fsr:
     """At 8 bits only: OpenCV takes 16 and gives wrong values for them. It also changes pixels around the hole, which
     blending undoes."""
 
-    def fill(self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, check: Callable[[], None]) -> Pixels:
+    def fill(
+        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
+    ) -> Pixels:
         known = np.where(hole, np.uint8(0), np.uint8(255))  # the opposite of what cv2.inpaint wants
 
         def fill_eight(eight: NDArray[np.uint8]) -> NDArray[np.uint8]:

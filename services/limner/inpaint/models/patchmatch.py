@@ -29,7 +29,7 @@ PATCH_RADIUS = 4  # patches of 9 × 9; docs/inpainting.md compares
 
 def window(options: Options) -> Window:
     """Return what fits a RESIZE of the default size. Large holes in it take long, but can be cancelled at any time."""
-    return Window(768, 256)
+    return Window(768, 256, parts=20)
 
 
 def load(placement: Placement, store: Store) -> Filler:
@@ -44,11 +44,13 @@ class PatchMatch:
         self._patch_radius = patch_radius
         self._process = PatchMatchProcess()
 
-    def fill(self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, check: Callable[[], None]) -> Pixels:
+    def fill(
+        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
+    ) -> Pixels:
         def fill_eight(eight: NDArray[np.uint8]) -> NDArray[np.uint8]:
             rgb = eight if eight.shape[2] == 3 else np.repeat(eight, 3, axis=2)
             radius, seed = self._patch_radius, options.seed
-            filled = self._process.inpaint(rgb, hole, patch_radius=radius, seed=seed, check=check)
+            filled = self._process.inpaint(rgb, hole, patch_radius=radius, seed=seed, progress=progress)
             return filled[:, :, : eight.shape[2]]  # of grey, the channels stay alike
 
         return fill_in_eight_bits(fill_eight, pixels, hole)
