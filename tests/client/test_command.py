@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,7 +94,14 @@ def test_json_writes_one_event_a_line_without_pixels(run, photo, tmp_path):
     [
         (["erase", "PHOTO", "-o", "out.png"], "by a mask, or by clicks"),
         (["erase", "PHOTO", "-o", "out.png", "--click", "10"], "not of the form x,y"),
-        (["erase", "PHOTO", "-o", "out.xyz", "--click", "1,1"], "'.xyz' is no known suffix"),
+        (["erase", "PHOTO", "-o", "out.xyz", "--click", "1,1"], "no picture can be written as '.xyz'; there are: .bmp"),
+        (["erase", "PHOTO", "-o", "out.gif", "--click", "1,1"], "no picture can be written as '.gif'"),
+        (["convert", "PHOTO", "-o", "out.webp", "--format", "png"], "let suffix and --format agree"),
+        (["convert", "PHOTO", "-o", "out", "--format", "gif"], "'gif' can't be written; give one of png, jpeg"),
+        (["erase", "PHOTO", "-o", "out.png", "--address", "http://localhost:7400", "--click", "1,1"], "is a URL"),
+        (["status", "--address", "localhost"], "has no port; give HOST:PORT"),
+        (["segment", "PHOTO", "-o", "out.png", "--box", "0,0,-5,7"], "a width and a height from 1"),
+        (["up", "--port-offset", "60000"], "can't listen on port 67400"),
         (["erase", "PHOTO", "-o", "nowhere/out.png", "--click", "1,1"], "no folder 'nowhere'"),
         (["erase", "nothing.png", "-o", "out.png"], "does not exist"),
         (["erase", "-", "-o", "out.png", "--mask", "-"], "only one"),
@@ -104,14 +112,57 @@ def test_json_writes_one_event_a_line_without_pixels(run, photo, tmp_path):
         (["batch", "erase", ".", "-o", "out"], "erase needs --masks"),
         (["batch", "upscale", ".", "-o", "out", "--grow", "3", "--bit-depth", "8"], "takes no --bit-depth, --grow"),
         (["batch", "upscale", ".", "-o", "."], "a folder of their own"),
+        (["batch", "erase", ".", "-o", "masks", "--masks", "masks"], "a folder of their own"),
         (["nonsense"], "No such command"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_the_mend(run, router, photo, arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "masks").mkdir()
     result = run(*[photo if argument == "PHOTO" else argument for argument in arguments])
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.stderr.split())
+    assert not router.requests
+
+
+def test_the_suffix_says_the_format_of_every_result(run, router, photo, tmp_path):
+    for name, arguments in {
+        "erase": ["--click", "1,1"],
+        "segment": ["--click", "1,1", "--grow", "2"],
+        "upscale": [],
+        "remove-background": [],
+        "convert": ["--format", "JPG"],
+    }.items():
+        assert run(name, photo, "-o", tmp_path / "out.JPEG", *arguments).exit_code == 0
+        steps = router.requests[-1].pipeline.steps
+        assert [step.output.format for step in steps] == [""] * (len(steps) - 1) + ["jpeg"]
+
+
+def test_links_and_devices_are_written_to_and_never_replaced(run, photo, tmp_path):
+    pipe, kept, link = tmp_path / "pipe", tmp_path / "kept.png", tmp_path / "link.png"
+    os.mkfifo(pipe)
+    link.symlink_to(kept)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    assert run("upscale", photo, "-o", pipe).exit_code == 0
+    assert reader.communicate(timeout=10)[0].endswith(b"photo|upscale")
+    assert pipe.is_fifo()
+    assert run("upscale", photo, "-o", link).exit_code == 0
+    assert link.is_symlink()
+    assert kept.read_bytes().endswith(b"photo|upscale")
+
+
+def test_names_of_all_kinds_and_lengths_are_written(run, photo, tmp_path):
+    for name in ("ünï ☃.png", "-o.png", "x" * 251 + ".png", "a\nb.png"):
+        result = run("upscale", photo, "-o", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / name).is_file()
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_an_empty_picture_is_told_before_anything_is_sent(run, router, tmp_path):
+    result = run("upscale", "-", "-o", tmp_path / "out.png", stdin=b"")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: standard input is empty; give an image file\n"
     assert not router.requests
 
 
@@ -336,6 +387,73 @@ def test_an_interrupted_batch_tells_what_it_did_and_goes_on_later(router, run, a
     assert run("batch", "upscale", album, "-o", tmp_path / "out").exit_code == 0
 
 
+def test_a_result_never_goes_over_an_input(run, album, tmp_path):
+    (album / "deep" / "deep").mkdir()
+    (album / "deep" / "deep" / "a.png").write_bytes(PNG + b"deeper")
+    # deep/deep/a.png would become deep/a.png.
+    assert run("batch", "upscale", album / "deep", "-o", album, "-r").exit_code == 1
+    assert (album / "deep" / "a.png").read_bytes() == PNG + b"deep/a.png"
+    _, entries = read_report(album)
+    assert "would overwrite" in entries["deep/a.png"]["error"]["message"]
+    assert entries["a.png"]["status"] == "done", "an output folder above the input folder hides nothing"
+
+
+def test_results_have_places_of_their_own_whatever_the_names(run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "a.jpg", "a.png.jpg", "A.webp", "b.png"):
+        (folder / name).write_bytes(PNG + name.encode())
+    assert run("batch", "upscale", folder, "-o", tmp_path / "out").exit_code == 0
+    assert names_in(tmp_path / "out") == {"a.png.png", "a.jpg.png", "a.png.jpg.png", "A.webp.png", "b.png"}
+
+
+def test_what_cannot_be_read_is_told_by_name(run, album, tmp_path):
+    (album / "gone.png").symlink_to("nowhere.png")
+    (album / "empty.png").write_bytes(b"")
+    (album / "folder.png").mkdir()
+    assert run("batch", "upscale", album, "-o", tmp_path / "out").exit_code == 1
+    report, entries = read_report(tmp_path / "out")
+    assert (report["total"], report["done"], report["failed"], report["left"]) == (5, 3, 2, 0)
+    assert "No such file" in entries["gone.png"]["error"]["message"]
+    assert entries["empty.png"]["error"]["message"] == "empty.png is empty; give an image file"
+
+
+def test_a_batch_stops_before_any_work_where_nothing_can_be_written(run, router, album, tmp_path):
+    (tmp_path / "out" / ".limner-batch.jsonl").mkdir(parents=True)
+    result = run("batch", "upscale", album, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert ".limner-batch.jsonl" in result.stderr
+    assert not router.requests
+
+
+def test_a_folder_without_pictures_is_told(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    result = run("batch", "upscale", tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "there are no pictures in" in result.stderr
+
+
+def test_a_batch_whose_router_goes_away_stops_and_tells_what_is_left(router, wire, album, tmp_path, monkeypatch):
+    monkeypatch.setattr("limner.client.batch._LOST_SECONDS", 0.0)
+    for number in range(20):
+        (album / f"{number}.png").write_bytes(PNG + str(number).encode())
+
+    class Requests(list):
+        def append(self, request):
+            super().append(request)
+            if len(self) == 3:
+                wire.close()
+
+    router.requests = Requests()
+    command = ["batch", "upscale", str(album), "-o", str(tmp_path / "out"), "--address", wire.address, "--jobs", "1"]
+    result = CliRunner().invoke(limner, command)
+    assert result.exit_code == 3, result.output
+    report, _ = read_report(tmp_path / "out")
+    assert report["failed"] == 1
+    assert report["left"] == report["total"] - report["done"] - 1 > 10
+    assert f"stopped, {report['left']} not begun" in result.stderr
+
+
 # limner up, with services that are made up: python -m limner.inpaint of a folder of the test's
 
 
@@ -474,6 +592,48 @@ def test_ports_come_from_the_environment_then_the_file_then_the_custom(tmp_path,
         "segment": 9002,
         "postprocess": 7403,
     }
+
+
+def test_ports_that_make_no_sense_are_left_for_the_service_to_tell(tmp_path, monkeypatch):
+    file = tmp_path / "limner.toml"
+    monkeypatch.setenv("LIMNER_ROUTER_PORT", "abc")
+    for text in ("[inpaint]\nport = 'x'", "inpaint = 3", "no toml"):
+        file.write_text(text)
+        assert configured_ports(file, ["router", "inpaint"]) == {"router": 7400, "inpaint": 7401}
+
+
+def test_up_says_which_ports_are_taken_and_starts_nothing(made_up_services, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("LIMNER_INPAINT_PORT", str(port))
+        monkeypatch.setenv("LIMNER_ROUTER_PORT", str(find_free_ports(1)[0]))
+        process = start_up()
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert f"something listens already on port {port} (inpaint)" in err
+    assert "--free-ports" in err
+    assert "listens; inpaint is at" not in err
+
+
+def test_a_package_that_a_service_lacks_is_told_with_its_extra(tmp_path):
+    (tmp_path / "limner" / "inpaint").mkdir(parents=True)
+    (tmp_path / "limner" / "inpaint" / "__main__.py").write_text("import not_there_at_all")
+    nobody, writer = os.pipe()
+    ended = subprocess.run(
+        [sys.executable, "-m", "limner.client.child", "limner.inpaint"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        stdin=nobody,
+        text=True,
+    )
+    os.close(nobody)
+    os.close(writer)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "limner.inpaint is not installed, as not_there_at_all is missing: pip install 'limner[inpaint,cpu]'\n"
+    )
 
 
 def test_unknown_services_are_refused():

@@ -16,8 +16,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from limner.models.actions import Actions
-from limner.models.offers import gather
+try:
+    from limner.models.actions import Actions
+    from limner.models.offers import gather
+except ModuleNotFoundError as error:
+    if (error.name or "limner").startswith("limner"):  # a fault of ours, not a package that isn't there
+        raise
+    sys.exit(f"no model server is installed here, as {error.name} is missing: pip install 'limner[all]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,19 +15,20 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from limner.client import pictures
 from limner.client.asynchronous import AsyncClient
-from limner.client.errors import Overloaded, RequestFailed
+from limner.client.errors import Overloaded, RequestFailed, Unavailable, is_lost_connection
 from limner.client.options import write_whole
 from limner.v1 import router_pb2
 
 JOURNAL = ".limner-batch.jsonl"
 _PATIENCE_SECONDS = 600.0  # how long one picture is tried again while the servers have too much to do
+_LOST_SECONDS = 30.0  # how long a router that is gone may take to come back
 _USUAL_WAIT_SECONDS = 2.0
 
 Status = Literal["done", "skipped", "failed"]
@@ -64,11 +65,15 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path) -> Journal:
-        """Reads the journal, makes the folder if need be; a line that was cut off by a crash doesn't count."""
+        """Reads the journal, makes it and the folder if need be; a line that was cut off by a crash doesn't count.
+
+        Raises OSError if nothing can be written there.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         journal = cls(folder / JOURNAL)
-        if journal.path.exists():
-            for line in journal.path.read_text(encoding="utf-8").splitlines():
+        with journal.path.open("a+", encoding="utf-8", errors="replace") as file:
+            file.seek(0)
+            for line in file:
                 try:
                     entry = json.loads(line)
                     journal.done[entry["key"]] = tuple(entry["outputs"])
@@ -107,8 +112,7 @@ def find_items(
         name: _by_stem(path, recursive=recursive, excluded=excluded) if path.is_dir() else path
         for name, path in companions.items()
     }
-    # photo.jpg and photo.png would both give photo.png: both keep their whole name then.
-    crowded = Counter(_stem(path) for path in found)
+    places = _places(found)
     items = []
     for path in found:
         inputs, problems = {"source": folder / path}, []
@@ -120,19 +124,41 @@ def find_items(
                 problems.append(f"several files for {name}: {', '.join(match.name for match in matches)}; keep one")
             else:
                 problems.append(f"no {name} named {path.stem} in {companions[name]}")
-        place = path if crowded[_stem(path)] > 1 else path.with_suffix("")
-        items.append(Item(path.as_posix(), place.as_posix(), inputs, "; ".join(problems)))
+        items.append(Item(path.as_posix(), places[path].as_posix(), inputs, "; ".join(problems)))
     return items
 
 
+def _places(found: Sequence[Path]) -> dict[Path, Path]:
+    """Where the result of each picture goes, without a suffix, no two in the same place.
+
+    photo.jpg and photo.png would both give photo.png: both keep their whole name then.
+    """
+    whole: set[Path] = set()
+    while True:
+        places = {path: path if path in whole else path.with_suffix("") for path in found}
+        taken = Counter(place.as_posix().casefold() for place in places.values())
+        crowded = {path for path, place in places.items() if taken[place.as_posix().casefold()] > 1} - whole
+        if not crowded:
+            return places
+        whole |= crowded
+
+
 def _pictures_in(folder: Path, *, recursive: bool, excluded: Path | None) -> Iterator[Path]:
-    """Paths of picture files, relative to the folder; hidden ones are left out."""
+    """Paths of picture files, relative to the folder; hidden ones, and those in `excluded` within it, are left out.
+
+    A link that leads nowhere counts: that it can't be read is to be told.
+    """
+    skipped = excluded.resolve() if excluded is not None else None
+    if skipped is not None and folder.resolve() not in skipped.parents:
+        skipped = None
     for path in folder.rglob("*") if recursive else folder.glob("*"):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or path.suffix.lower() not in pictures.READABLE_SUFFIXES or not path.is_file():
+        if hidden or path.suffix.lower() not in pictures.READABLE_SUFFIXES:
             continue
-        if excluded is None or excluded.resolve() not in path.resolve().parents:
+        if not path.is_file() and not (path.is_symlink() and not path.exists()):
+            continue
+        if skipped is None or skipped not in path.resolve().parents:
             yield relative
 
 
@@ -158,32 +184,55 @@ async def run_batch(
     redo: bool = False,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> None:
-    """Does all items, `jobs` at once, telling of each as it ends; one that fails doesn't stop the others."""
+    """Does all items, `jobs` at once, telling of each as it ends; one that fails doesn't stop the others.
+
+    Raises OSError if nothing can be written to `output`, Unavailable if the router went away and did not come back:
+    the items that were not begun are not told of then.
+    """
     journal = await asyncio.to_thread(Journal.open, output)
+    sources = {path.resolve() for item in items for path in item.inputs.values()}
     waiting = iter(items)
+    lost: RequestFailed | None = None
 
     async def work() -> None:
+        nonlocal lost
         for item in waiting:  # shared: each worker takes the next one
-            tell(await _do(client, pipeline, item, output, journal, redo=redo))
+            outcome = await _do(client, pipeline, item, output, journal, sources, redo=redo)
+            tell(outcome)
+            if isinstance(outcome.error, RequestFailed) and is_lost_connection(outcome.error):
+                lost = outcome.error
+            if lost is not None:
+                return
 
     async with asyncio.TaskGroup() as group:
         for _ in range(jobs):
             group.create_task(work())
+    if lost is not None:
+        raise lost
 
 
 async def _do(
-    client: AsyncClient, pipeline: router_pb2.Pipeline, item: Item, output: Path, journal: Journal, *, redo: bool
+    client: AsyncClient,
+    pipeline: router_pb2.Pipeline,
+    item: Item,
+    output: Path,
+    journal: Journal,
+    sources: Collection[Path],
+    *,
+    redo: bool,
 ) -> Outcome:
     began = time.monotonic()
     try:
         if item.problem:
             raise ValueError(item.problem)
         data = {name: await asyncio.to_thread(path.read_bytes) for name, path in item.inputs.items()}
+        if empty := [item.inputs[name].name for name in data if not data[name]]:
+            raise ValueError(f"{', '.join(empty)} is empty; give an image file")
         key = await asyncio.to_thread(_key, pipeline, item.place, data)
         if not redo and (outputs := journal.find(key)) is not None:
             return Outcome(item, "skipped", outputs)
         results = await _patiently(client, pipeline, data)
-        written = await asyncio.to_thread(_write, results, item, output)
+        written = await asyncio.to_thread(_write, results, item, output, sources)
         journal.add(key, item, written)
         return Outcome(item, "done", written, time.monotonic() - began)
     except Exception as error:
@@ -193,16 +242,20 @@ async def _do(
 async def _patiently(
     client: AsyncClient, pipeline: router_pb2.Pipeline, data: Mapping[str, bytes]
 ) -> Mapping[str, bytes]:
-    """Runs the pipeline, coming again when the servers say that they have too much to do."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    """Runs the pipeline, coming again when the servers say that they have too much to do, or the router restarts."""
+    began = time.monotonic()
     while True:
         try:
             async with client.run(pipeline, data) as run:
                 return await run.wait()
         except Overloaded as failure:
-            if failure.reason != "OVERLOADED" or time.monotonic() > deadline:
+            if failure.reason != "OVERLOADED" or time.monotonic() - began > _PATIENCE_SECONDS:
                 raise
             await asyncio.sleep(failure.retry_after or _USUAL_WAIT_SECONDS)
+        except Unavailable as failure:
+            if not is_lost_connection(failure) or time.monotonic() - began > _LOST_SECONDS:
+                raise
+            await asyncio.sleep(_USUAL_WAIT_SECONDS)
 
 
 def _key(pipeline: router_pb2.Pipeline, place: str, data: Mapping[str, bytes]) -> str:
@@ -214,24 +267,30 @@ def _key(pipeline: router_pb2.Pipeline, place: str, data: Mapping[str, bytes]) -
     return digest.hexdigest()
 
 
-def _write(results: Mapping[str, bytes], item: Item, output: Path) -> tuple[str, ...]:
-    """Writes an item's results, of several steps into a folder a step; their paths within the output folder."""
+def _write(results: Mapping[str, bytes], item: Item, output: Path, sources: Collection[Path]) -> tuple[str, ...]:
+    """Writes an item's results, of several steps into a folder a step; their paths within the output folder.
+
+    Never over what any item is made from.
+    """
     written = []
     for step, data in results.items():
         place = f"{step}/{item.place}" if len(results) > 1 else item.place
         path = output / f"{place}{pictures.suffix_of(data)}"
+        if path.resolve() in sources:
+            raise ValueError(f"its result would overwrite {path}, which is an input; choose another output folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
         written.append(path.relative_to(output).as_posix())
     return tuple(written)
 
 
-def report(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What became of all, for report.json."""
+def report(outcomes: Sequence[Outcome], total: int) -> dict[str, Any]:
+    """What became of all `total` pictures, for report.json; `left` counts those that an end before time left over."""
     counts = Counter(outcome.status for outcome in outcomes)
     return {
-        "total": len(outcomes),
+        "total": total,
         **{status: counts[status] for status in ("done", "skipped", "failed")},
+        "left": total - len(outcomes),
         "pictures": [outcome_as_json(outcome) for outcome in sorted(outcomes, key=lambda each: each.item.name)],
     }
 

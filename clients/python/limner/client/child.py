@@ -31,7 +31,14 @@ def main() -> None:
     """Runs the module that the first argument names with the others as its own."""
     threading.Thread(target=_stop_when_orphaned, name="orphan-watch", daemon=True).start()
     del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    module = sys.argv[0]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        if (error.name or "limner").startswith("limner"):  # a fault of ours, not a package that isn't there
+            raise
+        extra = module.removeprefix("limner.")
+        sys.exit(f"{module} is not installed, as {error.name} is missing: pip install 'limner[{extra},cpu]'")
 
 
 if __name__ == "__main__":

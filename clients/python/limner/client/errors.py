@@ -77,9 +77,11 @@ class RequestFailed(Exception):
     def __str__(self) -> str:
         where = f" in step {self.step!r}" if self.step else ""
         lines = [f"{self.reason or self.code.name}{where}: {self.message}"]
-        for fault in self.violations:
-            # A single fault's description usually is the message.
-            lines.append(f"  {fault.field}" + ("" if fault.description == self.message else f": {fault.description}"))
+        for fault in self.violations:  # what the message says already isn't said again
+            if fault.description not in self.message:
+                lines.append(f"  {fault.field}: {fault.description}")
+            elif fault.field not in self.message:
+                lines.append(f"  {fault.field}")
         if self.retry_after is not None:
             lines.append(f"  try again in {self.retry_after:g} s")
         if "error_id" in self.metadata:
@@ -159,6 +161,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> RequestFailed:
     code, message = error.code(), error.details() or "no message"
     if code is grpc.StatusCode.UNAVAILABLE:
         message = f"no answer from {address} ({message}); start the services with `limner up` or give another address"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = f"the time was up before {address} had answered; allow more (--timeout, or `timeout`)"
     return _KINDS.get(code, RequestFailed)(code, message)
 
 

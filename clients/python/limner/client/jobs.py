@@ -88,14 +88,19 @@ def segment(
     grow: int | None = None,
     feather: int | None = None,
     model: str | None = None,
+    format: str | None = None,  # noqa: A002
 ) -> Job:
-    """Masks the object that clicks and boxes point at: a grey PNG, 255 on the object. Arguments as for `erase`."""
+    """Masks the object that clicks and boxes point at: grey, 255 on the object, a PNG unless `format` says otherwise.
+
+    The other arguments are those of `erase`.
+    """
     if not clicks and not boxes:
         raise ValueError("say where the object is: at least one click or box")
     steps = [router_pb2.Step(name="segment", segment=_segment_step(clicks, avoid, boxes, model))]
     if operations := _soften(grow, feather):
         options = postprocess_pb2.EditMaskOptions(operations=operations)
         steps.append(router_pb2.Step(name="soften", mask=router_pb2.MaskStep(masks=["segment"], options=options)))
+    steps[-1].output.CopyFrom(_output(format, None))
     last = steps[-1].name
     return Job(router_pb2.Pipeline(steps=steps, outputs=[last]), {"source": image}, last)
 
@@ -169,6 +174,9 @@ def _output(format: str | None, quality: int | None, bit_depth: int | None = Non
 def _segment_step(
     clicks: Sequence[Point], avoid: Sequence[Point], boxes: Sequence[Rectangle], model: str | None = None
 ) -> router_pb2.SegmentStep:
+    for x, y, width, height in boxes:
+        if min(x, y) < 0 or min(width, height) < 1:
+            raise ValueError(f"box {x},{y},{width},{height}: give x and y from 0, a width and a height from 1")
     on, off = segment_pb2.CLICK_LABEL_POSITIVE, segment_pb2.CLICK_LABEL_NEGATIVE
     options = segment_pb2.SegmentOptions(
         model=model,

@@ -21,6 +21,7 @@ import time
 import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,18 +82,21 @@ class LocalServers:
         self._on_line = on_line
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
+        if free_ports:
+            ports = dict(zip(services, find_free_ports(len(services)), strict=True))
+        else:
+            ports = {name: port + port_offset for name, port in configured_ports(self._config, services).items()}
+        for name, port in ports.items():
+            if not 0 < port < 65536:
+                raise ValueError(f"{name} can't listen on port {port}: give 1 to 65535")
         self._temporary = tempfile.TemporaryDirectory(prefix="limner-", ignore_cleanup_errors=True)
         self.log_dir = Path(log_dir or self._temporary.name)
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        own: dict[str, str] = {}
-        if free_ports:
-            ports = dict(zip(services, find_free_ports(len(services)), strict=True))
-            own["LIMNER_ROUTER_BLOB_DIR"] = str(Path(self._temporary.name) / "blobs")
-        else:
-            ports = {name: port + port_offset for name, port in configured_ports(self._config, services).items()}
         self._services = {name: _Service(name, ports[name], self.log_dir / f"{name}.log") for name in services}
         # The router finds the servers that are started here; others are where its configuration says.
-        own |= {f"LIMNER_ROUTER_{name.upper()}": self.address(name) for name in services if name != "router"}
+        own = {f"LIMNER_ROUTER_{name.upper()}": self.address(name) for name in services if name != "router"}
+        if free_ports:
+            own["LIMNER_ROUTER_BLOB_DIR"] = str(Path(self._temporary.name) / "blobs")
         self._environment = {**os.environ, **own, **(environment or {})}
 
     def __enter__(self) -> LocalServers:
@@ -128,6 +132,12 @@ class LocalServers:
             missing = [name for name in self._services if find_spec(f"limner.{name}") is None]
             if missing:
                 raise ServiceFailed(f"not installed here: {', '.join(missing)}; `pip install limner[all]` brings them")
+            taken = [f"{each.port} ({each.name})" for each in self._services.values() if not is_free(each.port)]
+            if taken:
+                raise ServiceFailed(
+                    f"something listens already on port {', '.join(taken)}: stop it, "
+                    "or choose other ports with --port-offset or --free-ports"
+                )
             for service in self._services.values():
                 self._start(service)
             self.wait_healthy()
@@ -170,9 +180,12 @@ class LocalServers:
             seen = router_check(self.address("router"), known)
             checks.append(("router", "one of the servers, as the router sees it,", seen, _ROUTER_POLL_SECONDS))
         for name, what, is_healthy, interval in checks:
-            while not is_healthy():
-                if name in self.dead():
+            while True:
+                healthy = is_healthy()
+                if name in self.dead():  # then somebody else answered
                     raise ServiceFailed(self.describe_death(name))
+                if healthy:
+                    break
                 if time.monotonic() > deadline:
                     log = "\n".join(f"  {line}" for line in self.last_lines(name))
                     raise ServiceFailed(f"{what} is not healthy after {self._start_timeout:g} s\n{log}")
@@ -285,20 +298,37 @@ def find_free_ports(count: int) -> list[int]:
     for port in random.sample(_FREE_PORTS, k=1000):
         if len(found) == count:
             break
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        found.append(port)
+        if is_free(port):
+            found.append(port)
     return found
 
 
+def is_free(port: int) -> bool:
+    """True if a server could listen on the port, also just after another one has stopped there."""
+    with socket.socket() as probe:
+        if os.name == "posix":  # elsewhere it would allow to take a port that is in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
 def configured_ports(config: Path | None, services: Sequence[str]) -> dict[str, int]:
-    """The port of each service: from the environment, else from the file, else the usual one."""
-    document = tomllib.loads(config.read_text(encoding="utf-8")) if config is not None else {}
+    """The port of each service: from the environment, else from the file, else the usual one.
+
+    What is wrong with either is not told here: the service tells it better when it starts.
+    """
+    document = {}
+    if config is not None:
+        with suppress(OSError, ValueError):
+            document = tomllib.loads(config.read_text(encoding="utf-8"))
     ports = {}
     for name in services:
-        port = os.environ.get(f"LIMNER_{name.upper()}_PORT") or document.get(name, {}).get("port")
-        ports[name] = int(port or DEFAULT_PORTS[name])
+        section = document.get(name)
+        port = os.environ.get(f"LIMNER_{name.upper()}_PORT") or (section.get("port") if type(section) is dict else None)
+        ports[name] = DEFAULT_PORTS[name]
+        with suppress(TypeError, ValueError):
+            ports[name] = int(port or DEFAULT_PORTS[name])
     return ports

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def with_connection(function: Command) -> Command:
         show_default=True,
         show_envvar=True,
         metavar="HOST:PORT",
+        callback=_check_address,
         help="The router.",
     )
     @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up then.")
@@ -50,6 +53,15 @@ def with_connection(function: Command) -> Command:
         return function(Connection(address, timeout, quiet, as_json), *args, **kwargs)
 
     return command
+
+
+def _check_address(context: click.Context, option: click.Parameter, address: str) -> str:
+    """Refuses what gRPC would look up as a host's name for a while."""
+    if address.startswith(("http:", "https:")):
+        raise click.BadParameter(f"{address!r} is a URL; give HOST:PORT, such as {DEFAULT_ADDRESS}")
+    if ":" not in address:
+        raise click.BadParameter(f"{address!r} has no port; give HOST:PORT, such as {DEFAULT_ADDRESS}")
+    return address
 
 
 def with_output(function: Command) -> Command:
@@ -79,6 +91,16 @@ def with_object(function: Command) -> Command:
     return function
 
 
+def read_format(text: str) -> str:
+    """The type of a --format option: the contract's name of a format, whatever usual name it is given by."""
+    from limner.client import pictures
+
+    found = pictures.format_named(text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} can't be written; give one of {', '.join(pictures.WRITABLE_FORMATS)}")
+    return found
+
+
 def _numbers(form: str, kind: type[int] | type[float]) -> dict[str, Any]:
     """What makes an option take numbers with commas between them, several times: `420,310.5`."""
 
@@ -96,22 +118,31 @@ def _numbers(form: str, kind: type[int] | type[float]) -> dict[str, Any]:
 
 def read_input(path: str) -> bytes:
     """The bytes of a file, or of standard input for `-`."""
-    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    if not data:
+        raise CommandFailed(f"{'standard input' if path == '-' else path} is empty; give an image file")
+    return data
 
 
-def output_format(path: str) -> str | None:
-    """The format that a file's suffix asks for; None, which keeps the input's, for standard output."""
+def output_format(path: str, asked: str | None = None) -> str | None:
+    """The format of a result: the one asked for, else what the file's suffix says, else None, which keeps the input's.
+
+    Refuses a suffix that would lie about what the file holds, and a folder that isn't there.
+    """
     from limner.client import pictures
 
     if path == "-":
-        return None
+        return asked
     if not Path(path).parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(Path(path).parent)!r}", param_hint="-o")
     found = pictures.format_of(path)
-    if found is None and Path(path).suffix:
-        known = ", ".join(sorted(pictures.READABLE_SUFFIXES))
-        raise click.BadParameter(f"{Path(path).suffix!r} is no known suffix; there are: {known}", param_hint="-o")
-    return found
+    suffix = Path(path).suffix
+    if found is None and suffix:
+        known = ", ".join(pictures.writable_suffixes())
+        raise click.BadParameter(f"no picture can be written as {suffix!r}; there are: {known}", param_hint="-o")
+    if asked and found and asked != found:
+        raise click.BadParameter(f"{path!r} is no name for {asked}; let suffix and --format agree", param_hint="-o")
+    return asked or found
 
 
 def write_output(path: str, data: bytes) -> None:
@@ -124,11 +155,22 @@ def write_output(path: str, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes beside the place and moves there, so that nobody sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Writes beside the place and moves there, so that nobody sees half a file.
+
+    What a symbolic link points to is written, not the link. Devices and pipes are written to, never replaced.
+    """
+    place = path.resolve()
+    partial = place.with_name(
+        f".{hashlib.sha256(place.name.encode(errors='surrogateescape')).hexdigest()[:24]}.partial"
+    )
     try:
+        if place.exists() and not place.is_file():
+            place.write_bytes(data)
+            return
         partial.write_bytes(data)
-        partial.replace(path)
+        partial.replace(place)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CommandFailed(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink()

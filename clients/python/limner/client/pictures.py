@@ -22,6 +22,7 @@ _SIGNATURES = (
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
 _FORMATS = {suffix: name for name, suffix in _SUFFIXES.items()} | {".jpeg": "jpeg", ".tiff": "tiff"}
 READABLE_SUFFIXES = frozenset(_FORMATS)
+WRITABLE_FORMATS = ("png", "jpeg", "webp", "tiff", "bmp")
 
 
 def read(source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO) -> bytes:
@@ -47,5 +48,18 @@ def suffix_of(data: bytes) -> str:
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:
-    """What a file of that name should hold, as OutputOptions names it; None if its suffix tells nothing."""
-    return _FORMATS.get(Path(path).suffix.lower())
+    """What a file of that name should hold, as OutputOptions names it; None if no picture can be written to it."""
+    found = _FORMATS.get(Path(path).suffix.lower())
+    return found if found in WRITABLE_FORMATS else None
+
+
+def writable_suffixes() -> list[str]:
+    """The suffixes, in order, for which `format_of` knows a format."""
+    return sorted(suffix for suffix, name in _FORMATS.items() if name in WRITABLE_FORMATS)
+
+
+def format_named(text: str) -> str | None:
+    """The format that somebody means by `JPG`, `.tif` or `png`; None if no picture can be written in it."""
+    name = text.strip().lower().removeprefix(".")
+    name = _FORMATS.get(f".{name}", name)
+    return name if name in WRITABLE_FORMATS else None

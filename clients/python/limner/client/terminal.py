@@ -39,6 +39,12 @@ def display(connection: Connection) -> Iterator[Show]:
         yield _write_line
 
 
+def table_console() -> Console:
+    """Standard output for tables: as wide as the terminal, or wide enough for whatever reads it instead."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
 def write_json(value: Any) -> None:
     """One line of JSON on standard output."""
     click.echo(json.dumps(value))
@@ -143,6 +149,10 @@ class Count:
     def _tell(self, outcome: Outcome) -> None:
         if outcome.status == "failed":
             self._progress.console.print(
-                f"✗ {outcome.item.name}: {outcome.error}", style="red", markup=False, highlight=False
+                f"✗ {outcome.item.name}: {outcome.error}",
+                style="red",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         self._progress.update(self._task, advance=1, note=outcome.item.name)

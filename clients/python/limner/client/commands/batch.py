@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from limner.client.command import FAILED, INTERRUPTED
-from limner.client.options import Connection, with_connection, write_whole
+from limner.client.options import Connection, read_format, with_connection, write_whole
 
 if TYPE_CHECKING:
     from limner.client.batch import Outcome
@@ -26,7 +26,7 @@ _OPERATIONS = {
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-@click.command("batch")
+@click.command("batch", short_help="Do the same with all pictures of a folder.")
 @click.argument("operation", metavar="OPERATION")
 @click.argument("folder", type=_FOLDER)
 @click.option(
@@ -42,7 +42,9 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--scale", type=click.FloatRange(0.1, 16), help="How many times as wide and high.")
 @click.option("--model", help="The model.")
 @click.option("--strategy", type=click.Choice(["auto", "original", "resize", "crop"]), help="What the model sees.")
-@click.option("--format", "file_format", help="Format of the results. By default each picture's own.")
+@click.option(
+    "--format", "file_format", type=read_format, metavar="NAME", help="Of the results. By default each picture's own."
+)
 @click.option("--quality", type=click.IntRange(1, 100), help="Quality of JPEG and of lossy WebP.")
 @click.option("--bit-depth", type=click.Choice(["8", "16"]), help="Bits a channel.")
 @with_connection
@@ -64,12 +66,16 @@ def command(
     rest. The output folder gets a report.json. Exits with 1 if any picture failed.
     """
     from limner.client import batch
+    from limner.client.errors import Unavailable
     from limner.client.execute import with_client
 
-    if output.resolve() == folder.resolve():
-        raise click.UsageError("the results need a folder of their own")
     pipeline, companions = _pipeline(operation, options, inputs)
+    if output.resolve() in [path.resolve() for path in (folder, *companions.values())]:
+        raise click.UsageError("the results need a folder of their own")
     items = batch.find_items(folder, companions, recursive=recursive, excluded=output)
+    if not items and not connection.quiet:
+        deeper = "" if recursive else "; --recursive looks into its folders, too"
+        click.echo(f"there are no pictures in {folder}{deeper}", err=True)
     outcomes: list[Outcome] = []
 
     async def work(client: Any) -> None:
@@ -82,19 +88,30 @@ def command(
 
             await batch.run_batch(client, pipeline, items, output, jobs=jobs, redo=redo, tell=note)
 
-    interrupted = False
+    interrupted, lost = False, None
     try:
         with_client(connection, work)
     except KeyboardInterrupt:
         interrupted = True
+    except Unavailable as failure:
+        if not outcomes:
+            raise
+        lost = failure
     output.mkdir(parents=True, exist_ok=True)
-    summary = batch.report(outcomes)
+    summary = batch.report(outcomes, len(items))
     write_whole(output / "report.json", json.dumps(summary, indent=2).encode())
     if not connection.quiet and not connection.as_json:
-        _show(outcomes, summary, output)
+        click.echo(
+            f"{summary['done']} done, {summary['skipped']} skipped, {summary['failed']} failed; "
+            f"results and report.json are in {output}",
+            err=True,
+        )
     if interrupted:
-        click.echo(f"interrupted, {len(items) - len(outcomes)} not begun or not ended; run it again to go on", err=True)
+        click.echo(f"interrupted, {summary['left']} not begun or not ended; run it again to go on", err=True)
         raise click.exceptions.Exit(INTERRUPTED)
+    if lost is not None:
+        click.echo(f"stopped, {summary['left']} not begun; run it again to go on", err=True)
+        raise lost
     if summary["failed"]:
         raise click.exceptions.Exit(FAILED)
 
@@ -149,23 +166,3 @@ def _display(connection: Connection, total: int) -> Any:
     if connection.as_json:
         return nullcontext(lambda outcome: write_json(outcome_as_json(outcome)))
     return nullcontext(lambda outcome: None) if connection.quiet else Count(total)
-
-
-def _show(outcomes: list[Outcome], summary: dict[str, Any], output: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    failures = [outcome for outcome in outcomes if outcome.status == "failed"]
-    if failures:
-        table = Table("picture", "failed because")
-        for outcome in failures:
-            table.add_row(Text(outcome.item.name), Text(str(outcome.error)))
-        console.print(table)
-    console.print(
-        f"{summary['done']} done, {summary['skipped']} skipped, {summary['failed']} failed; "
-        f"results and report.json are in {output}",
-        highlight=False,
-        markup=False,
-    )

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import click
 
-from limner.client.options import INPUT, Connection, output_format, read_input, with_connection, with_output
+from limner.client.options import (
+    INPUT,
+    Connection,
+    output_format,
+    read_format,
+    read_input,
+    with_connection,
+    with_output,
+)
 
 
 @click.command("convert")
 @click.argument("image", type=INPUT)
 @with_output
-@click.option("--format", "file_format", help="png, jpeg, webp, tiff or bmp. By default what the suffix of -o says.")
+@click.option(
+    "--format",
+    "file_format",
+    type=read_format,
+    metavar="NAME",
+    help="png, jpeg, webp, tiff or bmp. By default what the suffix of -o says.",
+)
 @click.option("--bit-depth", type=click.Choice(["8", "16"]), help="Bits a channel. By default the picture's.")
 @with_connection
 def command(
@@ -20,7 +34,7 @@ def command(
     from limner.client import jobs
     from limner.client.execute import run_job
 
-    file_format = file_format or output_format(output)
+    file_format = output_format(output, file_format)
     run_job(
         connection,
         lambda: jobs.convert(

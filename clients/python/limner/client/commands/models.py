@@ -19,7 +19,9 @@ def command() -> None:
 def _store_command(name: str, text: str) -> None:
     """A subcommand that the services' own `limner.models` carries out, with all its options."""
 
-    @command.command(name, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @command.command(
+        name, help=text, short_help=text, add_help_option=False, context_settings={"ignore_unknown_options": True}
+    )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def run_store(arguments: tuple[str, ...]) -> None:
         from importlib.util import find_spec
@@ -30,24 +32,23 @@ def _store_command(name: str, text: str) -> None:
         raise click.exceptions.Exit(ended.returncode)
 
 
-_store_command("list", "The models that this machine's services know, and whether their weights are here.")
-_store_command("plan", "Where each model would run here, and why.")
+_store_command("list", "List the models known here, with or without weights.")
+_store_command("plan", "Say where each model would run here, and why.")
 _store_command("pull", "Fetch a model's weights.")
 _store_command("rm", "Delete a model's weights.")
 _store_command("verify", "Check weights against their digests.")
 
 
-@command.command("served")
+@command.command("served", short_help="List what the router's servers offer.")
 @click.option("--task", default="", help="Only models of this task, such as `inpaint`.")
 @with_connection
 def served(connection: Connection, task: str) -> None:
     """The models that the router's healthy servers offer."""
     from google.protobuf import json_format
-    from rich.console import Console
     from rich.table import Table
 
     from limner.client.execute import with_client
-    from limner.client.terminal import write_json
+    from limner.client.terminal import table_console, write_json
     from limner.v1 import models_pb2
 
     models = with_client(connection, lambda client: client.models(task))
@@ -55,11 +56,16 @@ def served(connection: Connection, task: str) -> None:
         for model in models:
             write_json(json_format.MessageToDict(model, preserving_proto_field_name=True))
         return
-    table = Table("model", "task", "state", "runs on", "licence")
+    if not models:
+        raise CommandFailed(f"no healthy server offers a model{f' for {task!r}' if task else ''}; see `limner status`")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for title in ("task", "state", "runs on", "licence"):
+        table.add_column(title, overflow="fold")
     for model in models:
         state = models_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower().replace("_", " ")
         where = " ".join(part for part in (model.placement.device, model.placement.precision) if part)
         table.add_row(
             f"{model.name} (default)" if model.default else model.name, model.task, state, where, model.licence
         )
-    Console().print(table)
+    table_console().print(table)

@@ -24,7 +24,7 @@ _MOST_RESTARTS = 5
 _STEADY_SECONDS = 60.0
 
 
-@click.command("up")
+@click.command("up", short_help="Run all services until Ctrl-C.")
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A TOML file for all.")
 @click.option("--only", multiple=True, type=click.Choice(_SERVICES), help="Start only this; may be repeated.")
 @click.option("--port-offset", type=int, default=0, metavar="N", help="Add N to every port.")
@@ -54,14 +54,17 @@ def command(
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), _interrupt)
     began = time.monotonic()
-    servers = LocalServers(
-        config=config,
-        services=only or _SERVICES,
-        free_ports=free_ports,
-        port_offset=port_offset,
-        log_dir=log_dir,
-        on_line=None if quiet else _write_log_line,
-    )
+    try:
+        servers = LocalServers(
+            config=config,
+            services=only or _SERVICES,
+            free_ports=free_ports,
+            port_offset=port_offset,
+            log_dir=log_dir,
+            on_line=None if quiet else _write_log_line,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     try:
         with servers:
             _show_table(servers, time.monotonic() - began)
