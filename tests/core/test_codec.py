@@ -551,6 +551,33 @@ def test_truncated_files_are_refused_and_never_half_a_picture(kind: str) -> None
         assert picture is None or np.array_equal(picture.pixels, whole)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_that_is_cut_off_and_ended_is_refused_and_not_grey_below(mode: str) -> None:
+    data = saved(Image.fromarray(noise(64, 64, 3)).convert(mode), "JPEG")
+    with pytest.raises(BadImage, match="cut off"):
+        decode(data[: len(data) * 2 // 3] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 30}])
+def test_jpegs_are_read_as_pillow_reads_them_also_with_bytes_too_many(mode: str, options: dict[str, Any]) -> None:
+    data = saved(Image.fromarray(noise(37, 45, 3)).convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("L" if mode == "L" else "RGB")).reshape(37, 45, -1)
+    for sound in (data, data + b"more", data[:-2] + b"\0\0\0" + data[-2:]):
+        picture = decode(sound)
+        assert (picture.pixels == expected).all()
+        assert picture.source_format == "jpeg"
+
+
+def test_profiles_of_megabytes_are_kept_in_pngs() -> None:
+    profile = noise(1, 3_000_000, 1).tobytes()
+    for kind in ("png", "tiff", "jpeg"):
+        first = decode(encode(Picture(noise(4, 5, 3), profile), Encoding(kind)))
+        assert first.icc_profile == profile
+        assert decode(encode(first, Encoding("png"))).icc_profile == profile
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize(
     ("tag", "change"),
