@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ def faults(asked: Any, blobs: tuple[str, ...] = ()) -> dict[str, str]:
         (request(), "pipeline.steps", "empty"),
         (request(*(erase(f"s{i}") for i in range(65))), "pipeline.steps", "at most 64"),
         (request({"name": "a"}), "pipeline.steps[0]", "set one of inpaint, segment"),
+        (request(erase(), outputs=("fill",) * 65), "pipeline.outputs", "at most 64"),
+        (request(mask("m", *["hole"] * 65)), "pipeline.steps[0].mask.masks", "at most 64"),
+        (request(erase(), inputs={f"i{i}": "x" for i in range(65)}), "inputs", "at most 64"),
+        (request(erase("x" * (256 << 10))), "pipeline", "it may take 262144"),
         (request(erase("")), "pipeline.steps[0].name", "letters, digits"),
         (request(erase("a b")), "pipeline.steps[0].name", "letters, digits"),
         (request(erase("a" * 65)), "pipeline.steps[0].name", "1 to 64"),
@@ -114,6 +119,18 @@ def test_all_faults_are_told_at_once() -> None:
         "inputs[old].blob_id",
         "inputs[path].blob_id",
     }
+
+
+def test_checking_takes_no_time_even_if_everything_is_wrong() -> None:
+    names = [f"{i}" + "x" * 3000 for i in range(64)]
+    for asked in (
+        request(*(mask(name, *["gone"] * 64) for name in names)),
+        request(*(mask(f"s{i}", *(f"s{j}" for j in range(64))) for i in range(64))),
+        request({"name": "a", "segment": {"options": {"clicks": [{"label": 9}] * 10_000}}}),
+    ):
+        began = time.process_time()
+        assert len(faults(asked)) >= 32
+        assert time.process_time() - began < 0.5
 
 
 def test_two_cycles_are_two_faults() -> None:

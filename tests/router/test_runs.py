@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
+import resource
 import sys
 import time
 from pathlib import Path
@@ -25,10 +27,13 @@ from limner.core.errors import (
 )
 from limner.router.blobs import BlobStore
 from limner.router.config import RouterConfig
+from limner.router.execution import AT_ONCE
+from limner.router.journal import Journal
 from limner.router.pool import Pool, PoolSettings
-from limner.router.runs import Runs
+from limner.router.runs import Run, Runs
+from limner.runtime import logs
 from limner.runtime.status import from_status
-from limner.v1 import inpaint_pb2, progress_pb2, router_pb2
+from limner.v1 import images_pb2, inpaint_pb2, progress_pb2, router_pb2
 
 
 async def test_a_chain_of_steps_passes_pixels_raw_and_encodes_only_its_end(router: Any, fake: Any) -> None:
@@ -120,6 +125,77 @@ async def test_previews_come_only_if_asked_for_and_keep_only_the_latest_picture(
     previews = [event.preview for event in again if event.HasField("preview")]
     assert [preview.step for preview in previews] == [1, 2, 3]
     assert [preview.HasField("image") for preview in previews] == [False, False, True]
+
+
+def test_pictures_of_earlier_previews_take_no_memory() -> None:
+    journal, data = Journal(), bytes(1 << 20)
+    before = resident_bytes()
+    for step in range(200):
+        journal.append("fill", "preview", progress_pb2.Preview(image=images_pb2.Image(encoded=data), step=step))
+    assert resident_bytes() - before < 20 << 20
+    assert journal.bytes_used < 2 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_a_stage_of_any_number_of_steps_makes_few_events(router: Any, fake: Any) -> None:
+    async def script(call: Any) -> Any:
+        for stage in ("coarse", "fine"):
+            for step in range(5001):
+                yield "progress", progress_pb2.Progress(stage=stage, step=step, step_count=5000)
+        yield call.result()
+        yield finished()
+
+    fake.script("inpaint", script)
+    told = [event.progress for event in await router.run(request(erase())) if event.HasField("progress")]
+    assert 100 < len(told) < 300
+    assert [(p.stage, p.step) for p in told if p.step in (0, 5000)] == [
+        ("coarse", 0),
+        ("coarse", 5000),
+        ("fine", 0),
+        ("fine", 5000),
+    ]
+
+
+async def test_a_run_of_many_steps_does_not_fill_a_servers_queue(router: Any, fake: Any) -> None:
+    at_work, most = 0, 0
+
+    async def script(call: Any) -> Any:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.02)
+        at_work -= 1
+        yield call.result()
+        yield finished()
+
+    fake.script("inpaint", script)
+    events = await router.run(request(*(erase(f"s{i}") for i in range(64)), intermediates=True))
+    assert len(results(events)) == 64
+    assert most == AT_ONCE
+
+
+async def test_the_log_of_a_run_carries_its_id(router: Any, caplog: Any) -> None:
+    ids: list[tuple[str, str]] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            ids.append((record.getMessage(), logs.run_id.get()))
+
+    keep = Keep()
+    with caplog.at_level(logging.INFO, logger="limner"):
+        logging.getLogger("limner").addHandler(keep)
+        try:
+            events = await router.run(request(erase()))
+            await until(lambda: _true(any("RouterService/Run OK" in message for message, _ in ids)))
+        finally:
+            logging.getLogger("limner").removeHandler(keep)
+    run_id = events[0].accepted.run_id
+    assert {known for message, known in ids if message.startswith(("run finished", "limner.v1.RouterService/Run"))} == {
+        run_id
+    }
 
 
 async def test_calls_carry_the_run_and_the_step(router: Any, fake: Any) -> None:
@@ -297,6 +373,20 @@ async def test_cancel_run_reaches_the_server_within_half_a_second(router: Any, f
     assert not again.cancelled
 
 
+async def test_cancelling_a_run_that_ends_at_that_moment_tells_what_became_of_it() -> None:
+    run = Run(detached=False, linger=0, remaining=None)
+    task = asyncio.create_task(asyncio.sleep(0))
+    run.start(task)
+    task.add_done_callback(lambda _: run.end(None))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert task.done()
+    assert not run.journal.ended  # it is done, and that is not told yet
+    assert not await run.cancel(Cancelled("too late"))
+    assert run.journal.ended
+    assert run.joinable
+
+
 async def test_a_client_that_drops_cancels_the_run_at_the_server(router: Any, fake: Any) -> None:
     fake.script("inpaint", after(30))
     call, _ = await started(router, fake, request(erase()))
@@ -324,6 +414,7 @@ async def test_a_deadline_reaches_the_server_and_ends_the_run_with_the_steps_nam
     assert 0.3 < fake.calls[0].remaining < 0.55
     assert isinstance(error, DeadlineExceeded)
     assert error.metadata.get("step") == "fill"
+    assert "during step 'fill', while the device was at work on it" in error.message
     assert kinds(events)[-1] == "run_failed"
 
 

@@ -37,7 +37,7 @@ from limner.core.errors import (
 from limner.router.pool import Pool, PoolSettings
 from limner.runtime.config import ConfigError
 from limner.runtime.status import from_status
-from limner.v1 import models_pb2, progress_pb2
+from limner.v1 import blobs_pb2, models_pb2, progress_pb2, router_pb2
 
 
 @pytest.fixture
@@ -447,6 +447,64 @@ async def test_a_router_that_stops_ends_its_runs_at_the_servers(routers: Any, fa
     await asyncio.wait_for(fake.calls[0].over.wait(), 2)
     assert fake.calls[0].cancelled
     await failing_run
+
+
+async def test_a_run_that_a_stopping_router_gives_up_is_told_so(routers: Any, fake: Any) -> None:
+    router = await routers(inpaint=[fake.address], drain_seconds=0.2)
+    fake.script("inpaint", after(30))
+    failing_run = asyncio.create_task(router.fail(request(erase())))
+    await working(fake)
+    await router.server.stop()
+    events, error = await failing_run
+    assert isinstance(error, Stopping)
+    assert kinds(events)[-1] == "run_failed"
+
+
+async def test_while_a_router_stops_its_runs_can_be_watched_and_cancelled_and_none_begun(
+    routers: Any, fakes: Any
+) -> None:
+    fake = await fakes()
+    router = await routers(inpaint=[fake.address], drain_seconds=10)
+    fake.script("inpaint", after(30))
+    call = router.stub.Run(request(erase(), detached=True))
+    run_id = (await call.read()).event.accepted.run_id
+    await working(fake)
+    call.cancel()
+    stopping = asyncio.create_task(router.server.stop())
+    await asyncio.sleep(0.1)
+    _, error = await router.fail(request(erase()))
+    assert isinstance(error, Stopping)
+    watching = router.stub.WatchRun(router_pb2.WatchRunRequest(run_id=run_id))
+    assert (await watching.read()).event.accepted.run_id == run_id
+    assert (await router.stub.CancelRun(router_pb2.CancelRunRequest(run_id=run_id))).cancelled
+    while (response := await watching.read()).event.WhichOneof("event") != "run_failed":
+        pass
+    assert "cancelled by CancelRun" in response.event.run_failed.error.message
+    await asyncio.wait_for(stopping, 3)
+
+
+async def test_a_result_can_be_fetched_from_a_router_that_stops(routers: Any, fake: Any) -> None:
+    router = await routers(inpaint=[fake.address], drain_seconds=10)
+    fake.script("inpaint", after(0.3))
+    running = asyncio.create_task(router.run(request(erase(), inline_limit_bytes=0)))
+    await working(fake)
+    stopping = asyncio.create_task(router.server.stop())
+    result = next(event.result for event in await running if event.HasField("result"))
+    await asyncio.sleep(0.1)
+    pieces = router.blobs.DownloadBlob(blobs_pb2.DownloadBlobRequest(blob_id=result.image.blob_id))
+    assert b"".join([piece.data async for piece in pieces]) == b"png:inpaint(photo,hole)"
+    await asyncio.wait_for(stopping, 3)
+
+
+async def test_a_cancellation_that_comes_with_a_servers_recovery_is_not_lost(fake: Any) -> None:
+    pool = Pool({"inpaint": [fake.address]}, PoolSettings(connect_wait=20))
+    choosing = asyncio.create_task(pool.choose("inpaint", tried=set()))
+    await asyncio.sleep(0.01)
+    pool._bell.ring()  # sets the event that `choose` waits for, in the same turn of the loop in which it is cancelled
+    await asyncio.sleep(0)
+    choosing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(choosing, 2)
 
 
 async def test_a_detached_run_is_waited_for_when_the_router_stops(routers: Any, fake: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -10,9 +11,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from limner.core.errors import BadImage, DeadlineExceeded
+from limner.core.errors import BadImage, DeadlineExceeded, UnknownModel
 from limner.runtime import logs, telemetry
-from limner.runtime.config import ConfigError
+from limner.runtime.config import ConfigError, ServerConfig
+from limner.runtime.server import start
+from limner.v1.models_pb2 import GetModelRequest, ListModelsRequest, ListModelsResponse
+from limner.v1.models_pb2_grpc import ModelServiceServicer, ModelServiceStub, add_ModelServiceServicer_to_server
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,42 @@ async def test_queue_and_device_are_measured_and_refusals_counted(house, model, 
     assert any(labels == {"reason": "OVERLOADED"} and point.value >= 1 for labels, point in measured["limner.refused"])
     for call in calls:
         call.cancel()
+
+
+async def test_what_a_caller_makes_up_is_no_label(model, memory):
+    async def build(server, config):
+        with pytest.raises(grpc.aio.AioRpcError, match="still starting"):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                await channel.unary_unary("/made.up/Method")(b"")
+
+    async with await start("inpaint", ServerConfig(), build):
+        labels = [attributes["method"] for attributes, _ in points(memory[1])["limner.call.duration"]]
+    assert "made.up/Method" not in labels
+
+
+async def test_calls_that_only_look_are_not_in_the_log_at_its_usual_level(caplog):
+    async def build(server, config):
+        server.add(add_ModelServiceServicer_to_server, NoModels(), "limner.v1.ModelService")
+
+    with caplog.at_level("INFO", "limner.calls"):
+        async with (
+            await start("inpaint", ServerConfig(), build) as server,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            stub = ModelServiceStub(channel)
+            await stub.ListModels(ListModelsRequest())
+            assert not caplog.messages
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.GetModel(GetModelRequest(name="lama"))
+    assert "limner.v1.ModelService/GetModel NOT_FOUND" in caplog.text
+
+
+class NoModels(ModelServiceServicer):
+    async def ListModels(self, request, context):
+        return ListModelsResponse()
+
+    async def GetModel(self, request, context):
+        raise UnknownModel(request.name, available=[])
 
 
 def test_a_call_gets_what_is_left_of_the_deadline_less_a_margin():
