@@ -18,7 +18,7 @@ from rich.console import Console
 
 from limner.client import Client, LocalServers, ServiceFailed, jobs
 from limner.client.command import limner
-from limner.client.local import SERVICES, configured_ports, find_free_ports
+from limner.client.local import SERVICES, configured_hosts, configured_ports, find_free_ports
 from limner.client.terminal import Bars
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -591,6 +591,18 @@ def test_ports_come_from_the_environment_then_the_file_then_the_custom(tmp_path,
         "inpaint": 8001,
         "segment": 9002,
         "postprocess": 7403,
+    }
+
+
+def test_services_are_asked_where_they_listen(tmp_path, monkeypatch):
+    config = tmp_path / "limner.toml"
+    config.write_text("[inpaint]\nhost = '10.0.0.5'\n[segment]\nhost = '0.0.0.0'\n[router]\nhost = 3\n")
+    monkeypatch.setenv("LIMNER_POSTPROCESS_HOST", "127.0.0.2")
+    assert configured_hosts(config, SERVICES) == {
+        "router": "127.0.0.1",
+        "inpaint": "10.0.0.5",
+        "segment": "127.0.0.1",
+        "postprocess": "127.0.0.2",
     }
 
 

@@ -144,3 +144,12 @@ def test_the_real_command_lists_the_models_of_every_server():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert {row["server"] for row in json.loads(result.stdout)} == set(offers.SERVERS)
     assert result.stderr == ""
+
+
+def test_a_machine_without_any_model_server_is_told_what_to_install():
+    program = (
+        "import sys, runpy; sys.modules['filelock'] = None; runpy.run_module('limner.models', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == ("no model server is installed here, as filelock is missing: pip install 'limner[all]'\n")

@@ -9,6 +9,7 @@ ask its health; it imports none of them.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -44,6 +45,7 @@ class ServiceFailed(Exception):
 @dataclass
 class _Service:
     name: str
+    host: str
     port: int
     log_file: Path
     process: subprocess.Popen[bytes] | None = None
@@ -92,7 +94,10 @@ class LocalServers:
         self._temporary = tempfile.TemporaryDirectory(prefix="limner-", ignore_cleanup_errors=True)
         self.log_dir = Path(log_dir or self._temporary.name)
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        self._services = {name: _Service(name, ports[name], self.log_dir / f"{name}.log") for name in services}
+        hosts = configured_hosts(self._config, services)
+        self._services = {
+            name: _Service(name, hosts[name], ports[name], self.log_dir / f"{name}.log") for name in services
+        }
         # The router finds the servers that are started here; others are where its configuration says.
         own = {f"LIMNER_ROUTER_{name.upper()}": self.address(name) for name in services if name != "router"}
         if free_ports:
@@ -120,7 +125,7 @@ class LocalServers:
 
     def address(self, name: str) -> str:
         """Host and port of a service."""
-        return f"{HOST}:{self._services[name].port}"
+        return f"{self._services[name].host}:{self._services[name].port}"
 
     def log_file(self, name: str) -> Path:
         """Where a service's log is written; it holds all starts of the service."""
@@ -132,7 +137,9 @@ class LocalServers:
             missing = [name for name in self._services if find_spec(f"limner.{name}") is None]
             if missing:
                 raise ServiceFailed(f"not installed here: {', '.join(missing)}; `pip install limner[all]` brings them")
-            taken = [f"{each.port} ({each.name})" for each in self._services.values() if not is_free(each.port)]
+            taken = [
+                f"{each.port} ({each.name})" for each in self._services.values() if not is_free(each.port, each.host)
+            ]
             if taken:
                 raise ServiceFailed(
                     f"something listens already on port {', '.join(taken)}: stop it, "
@@ -303,15 +310,18 @@ def find_free_ports(count: int) -> list[int]:
     return found
 
 
-def is_free(port: int) -> bool:
-    """True if a server could listen on the port, also just after another one has stopped there."""
+def is_free(port: int, host: str = HOST) -> bool:
+    """True if nobody listens on the port, also just after another one has stopped there.
+
+    True as well where that can't be found out: the server that tries to listen tells better what is wrong.
+    """
     with socket.socket() as probe:
         if os.name == "posix":  # elsewhere it would allow to take a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
     return True
 
 
@@ -320,15 +330,32 @@ def configured_ports(config: Path | None, services: Sequence[str]) -> dict[str, 
 
     What is wrong with either is not told here: the service tells it better when it starts.
     """
-    document = {}
+    ports = {}
+    for name, port in _configured(config, services, "port").items():
+        ports[name] = DEFAULT_PORTS[name]
+        with suppress(ValueError):
+            ports[name] = int(str(port or DEFAULT_PORTS[name]))
+    return ports
+
+
+def configured_hosts(config: Path | None, services: Sequence[str]) -> dict[str, str]:
+    """Where each service is reached from here: at the address it listens on, or this machine's own if that is all."""
+    hosts = _configured(config, services, "host")
+    return {
+        name: host if isinstance(host, str) and host not in ("", "0.0.0.0", "::", "[::]") else HOST
+        for name, host in hosts.items()
+    }
+
+
+def _configured(config: Path | None, services: Sequence[str], setting: str) -> dict[str, object]:
+    """A setting of each service, from the environment, else from the file, else None."""
+    document: dict[str, object] = {}
     if config is not None:
         with suppress(OSError, ValueError):
             document = tomllib.loads(config.read_text(encoding="utf-8"))
-    ports = {}
+    found: dict[str, object] = {}
     for name in services:
         section = document.get(name)
-        port = os.environ.get(f"LIMNER_{name.upper()}_PORT") or (section.get("port") if type(section) is dict else None)
-        ports[name] = DEFAULT_PORTS[name]
-        with suppress(TypeError, ValueError):
-            ports[name] = int(port or DEFAULT_PORTS[name])
-    return ports
+        in_file = section.get(setting) if isinstance(section, dict) else None
+        found[name] = os.environ.get(f"LIMNER_{name.upper()}_{setting.upper()}") or in_file
+    return found

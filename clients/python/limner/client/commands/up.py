@@ -119,6 +119,6 @@ def _watch(servers: LocalServers, *, restart: bool) -> None:
             last_death[name] = now
             if not restart or deaths[name] > _MOST_RESTARTS:
                 raise CommandFailed(f"{name} is gone; stopping the others")
-            click.secho(f"starting {name} again, for the {deaths[name]}. time", fg="red", err=True)
+            click.secho(f"starting {name} again, {deaths[name]} of {_MOST_RESTARTS}", fg="red", err=True)
             time.sleep(min(0.5 * 2 ** (deaths[name] - 1), 8.0))
             servers.restart(name, wait=False)
