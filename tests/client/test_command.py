@@ -414,7 +414,7 @@ def test_what_cannot_be_read_is_told_by_name(run, album, tmp_path):
     assert run("batch", "upscale", album, "-o", tmp_path / "out").exit_code == 1
     report, entries = read_report(tmp_path / "out")
     assert (report["total"], report["done"], report["failed"], report["left"]) == (5, 3, 2, 0)
-    assert "No such file" in entries["gone.png"]["error"]["message"]
+    assert entries["gone.png"]["error"]["message"] == f"No such file or directory: {album / 'gone.png'}"
     assert entries["empty.png"]["error"]["message"] == "empty.png is empty; give an image file"
 
 

@@ -55,6 +55,13 @@ class Outcome:
     seconds: float = 0.0
     error: Exception | None = None
 
+    @property
+    def reason(self) -> str:
+        """Why it failed, in words; empty if it didn't."""
+        if isinstance(self.error, OSError) and self.error.filename:
+            return f"{self.error.strerror}: {self.error.filename}"
+        return "" if self.error is None else str(self.error)
+
 
 @dataclass
 class Journal:
@@ -306,5 +313,5 @@ def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome.error, RequestFailed):
         entry["error"] = outcome.error.as_dict()
     elif outcome.error is not None:
-        entry["error"] = {"message": str(outcome.error)}
+        entry["error"] = {"message": outcome.reason}
     return entry

@@ -149,7 +149,7 @@ class Count:
     def _tell(self, outcome: Outcome) -> None:
         if outcome.status == "failed":
             self._progress.console.print(
-                f"✗ {outcome.item.name}: {outcome.error}",
+                f"✗ {outcome.item.name}: {outcome.reason}",
                 style="red",
                 markup=False,
                 highlight=False,

@@ -108,7 +108,7 @@ class RunRequest(_message.Message):
 
     @_builtins.property
     def inputs(self) -> _containers.MessageMap[_builtins.str, _images_pb2.Image]:
-        """Pictures by name; steps refer to these names. Usually one, `source`."""
+        """Pictures by name, at most 64; steps refer to these names. Usually one, `source`."""
 
     @_builtins.property
     def linger(self) -> _duration_pb2.Duration:
@@ -141,7 +141,7 @@ Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
 @_typing.final
 class Pipeline(_message.Message):
     """Steps that take pictures from `RunRequest.inputs` or from each other. Steps that don't wait for each other run at
-    the same time.
+    the same time. A pipeline takes at most 256 KiB as a message.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -364,7 +364,7 @@ class MaskStep(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def masks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the inputs or steps that give the masks, at least one."""
+        """Names of the inputs or steps that give the masks, 1 to 64."""
 
     @_builtins.property
     def options(self) -> _postprocess_pb2.EditMaskOptions:
@@ -447,7 +447,7 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def progress(self) -> _progress_pb2.Progress:
-        """How far the step is."""
+        """How far the step is. Of a stage of very many steps the router tells every hundredth, and else one a second."""
 
     @_builtins.property
     def preview(self) -> _progress_pb2.Preview:
