@@ -49,9 +49,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         run.join(context.time_remaining())
         try:
             async for response in self._runs.read(run, request.after_sequence):
-                copied = router_pb2.WatchRunResponse()
-                copied.event.CopyFrom(response.event)
-                yield copied
+                yield _watched(response)
         finally:
             run.leave()
 
@@ -76,6 +74,12 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             blob_quota_bytes=self._blobs.quota_bytes,
             version=self._version,
         )
+
+
+def _watched(response: router_pb2.RunResponse) -> router_pb2.WatchRunResponse:
+    watched = router_pb2.WatchRunResponse()
+    watched.event.CopyFrom(response.event)
+    return watched
 
 
 class BlobServicer(blobs_pb2_grpc.BlobServiceServicer):

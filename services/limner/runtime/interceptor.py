@@ -103,7 +103,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._check_request(method, request)
                 async with aclosing(handler.unary_stream(request, context)) as responses:
                     async for response in responses:
-                        await context.write(self._serialized(response, handler))
+                        data = self._serialized(response, handler)
+                        del response  # a reader may take its time, and two copies are enough to keep for it
+                        await context.write(data)
             await ending.tell(context)
 
         return behaviour
