@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import socket
 import threading
@@ -14,7 +15,7 @@ import grpc
 import pytest
 
 from limner.client import Client, LocalServers, RequestFailed
-from limner.v1 import router_pb2, router_pb2_grpc
+from limner.v1 import blobs_pb2, blobs_pb2_grpc, router_pb2, router_pb2_grpc
 from tests.e2e import scenes
 
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
@@ -125,6 +126,61 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_does() -> None:
         assert not any(event.HasField("retried") for event in events)
         assert events[-1].HasField("run_finished")
         until(lambda: place.fills[0].dead() == {"inpaint": 0}, "the server has ended with exit code 0")
+
+
+def test_a_server_that_froze_for_a_moment_goes_on_with_its_call() -> None:
+    with farm(1) as place:
+        call = place.stub.Run(scenes.slow_fill(), timeout=60)
+        seen = read_to_progress(call)
+        place.fills[0].kill("inpaint", signal.SIGSTOP)
+        time.sleep(1)
+        place.fills[0].kill("inpaint", signal.SIGCONT)
+        seen += [response.event for response in call]
+        assert not any(event.HasField("retried") for event in seen)
+        assert seen[-1].HasField("run_finished")
+
+
+def test_a_router_that_is_told_to_stop_finishes_its_runs_and_lets_results_be_fetched() -> None:
+    with farm(1) as place, Client(place.router.address("router")) as client:
+        request = scenes.slow_fill()
+        request.inline_limit_bytes = 0
+        call = place.stub.Run(request, timeout=60)
+        seen = read_to_progress(call)
+        place.router.kill("router", signal.SIGTERM)
+        time.sleep(0.1)
+        with pytest.raises(RequestFailed, match="stopping") as refused, client.run(request.pipeline, {}) as run:
+            run.wait()
+        assert refused.value.reason == "STOPPING"
+        seen += [response.event for response in call]
+        assert seen[-1].HasField("run_finished")
+        result = next(event.result for event in seen if event.HasField("result"))
+        with grpc.insecure_channel(place.router.address("router"), options=OPTIONS) as channel:
+            pieces = blobs_pb2_grpc.BlobServiceStub(channel).DownloadBlob(
+                blobs_pb2.DownloadBlobRequest(blob_id=result.image.blob_id)
+            )
+            assert scenes.pixels(b"".join(piece.data for piece in pieces)).shape == (700, 700, 3)
+        until(lambda: place.router.dead() == {"router": 0}, "the router has ended with exit code 0")
+
+
+def test_runs_cancelled_at_any_moment_leave_nothing_behind(servers: LocalServers) -> None:
+    request = scenes.fill(scenes.noise(300, 300), scenes.hole(300, 300, 60), "patchmatch")
+    moments = random.Random(3)
+    with grpc.insecure_channel(servers.address("router"), options=OPTIONS) as channel:
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        for _ in range(8):
+            calls = [stub.Run(request) for _ in range(10)]
+            for call in calls:
+                time.sleep(moments.random() * 0.05)
+                call.cancel()
+
+        def idle() -> bool:
+            status = stub.GetStatus(router_pb2.GetStatusRequest())
+            return not status.active_run_count and not any(each.active_call_count for each in status.servers)
+
+        assert until(idle, "all runs are over", 10) < 2
+        began = time.monotonic()
+        assert any(response.event.HasField("result") for response in stub.Run(scenes.quick_fill(), timeout=20))
+        assert time.monotonic() - began < 2
 
 
 def test_garbage_on_a_port_is_an_unhealthy_server_and_nothing_more() -> None:
