@@ -199,6 +199,7 @@ def test_progress_counts_steps_and_a_cancelled_job_ends_after_one() -> None:
     told = []
     job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: told.append(message))
     inpaint(picture_of(400, 400), mask, how, Grey(), WINDOW, Options(), job)
+    told = [message for message in told if message.stage == "inpaint"]
     assert [message.step for message in told] == list(range(37))
     assert {message.step_count for message in told} == {36}
 
@@ -244,6 +245,7 @@ def test_progress_within_a_step_is_told_in_parts_and_never_goes_back() -> None:
     mask = mask_of((60, 60), Box(5, 5, 9, 9), Box(40, 40, 9, 9))
     window = Window(64, 32, parts=4)
     inpaint(picture_of(60, 60), mask, plan(mask, Strategy.CROP, window, margin=4), Telling(), window, Options(), job)
+    told = [message for message in told if message.stage == "inpaint"]
     assert [message.step for message in told] == [0, 1, 3, 4, 5, 7, 8]
     assert {message.step_count for message in told} == {8}
 
@@ -260,9 +262,9 @@ def test_of_a_reduced_fill_only_what_the_mask_covers_is_enlarged() -> None:
     small = np.full((300, 400, 3), 7, np.uint8)
     tracemalloc.start()
     try:
-        _blend(pixels, small, mask)
+        _blend(pixels, small, mask, lambda: None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 1 << 20
+    assert peak < 0.8 * pixels.nbytes
     assert (pixels[:, :, 0] == np.where(mask > 0, 7, 0)).all()

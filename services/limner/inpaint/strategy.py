@@ -7,6 +7,7 @@ Knows no particular model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,6 +21,7 @@ from limner.core.geometry import Box, Size
 from limner.core.mask import Mask, bounds, neighbourhoods
 from limner.core.picture import Picture, Pixels
 from limner.core.resample import resize
+from limner.inpaint.detail import enlarged_with_detail
 from limner.inpaint.filler import Filler, Options, Window
 from limner.inpaint.windows import blocks, fill
 from limner.runtime.job import Job
@@ -171,9 +173,14 @@ def inpaint(
         def fill_part(part: Pixels, hole: NDArray[np.bool_]) -> Pixels:
             return model.fill(part, hole, options, progress)
 
-        for region, (part, hole), its_steps in zip(plan.regions, seen, steps, strict=True):
-            filled = fill(part, hole, its_steps, window.side, fill_part, step_done)
-            _blend(pixels[region.box.slices()], filled, mask[region.box.slices()])
+        fills = [
+            fill(part, hole, its_steps, window.side, fill_part, step_done)
+            for (part, hole), its_steps in zip(seen, steps, strict=True)
+        ]
+    with job.stage("blend", len(fills)) as report:
+        for done, (region, filled) in enumerate(zip(plan.regions, fills, strict=True), start=1):
+            _blend(pixels[region.box.slices()], filled, mask[region.box.slices()], job.check)
+            report(done)
     return picture.with_pixels(pixels)
 
 
@@ -194,10 +201,10 @@ def _seen(picture: Picture, mask: Mask, region: Region) -> tuple[Pixels, NDArray
     return np.ascontiguousarray(small[:, :, :-1]), weight < min(picture.maximum // 2, int(weight.max()))
 
 
-def _blend(pixels: Pixels, filled: Pixels, mask: Mask) -> None:
+def _blend(pixels: Pixels, filled: Pixels, mask: Mask, check: Callable[[], None]) -> None:
     """Blend a region's fill, which may be smaller, into its pixels, (height, width, channels), a view of the result."""
     covered = bounds(mask)
     if covered is not None:
         inside = covered.slices()
-        shown = resize(filled, Size(mask.shape[1], mask.shape[0]), method="cubic", part=covered)
+        shown = enlarged_with_detail(filled, pixels[:, :, : filled.shape[2]], mask > 0, covered, check)
         pixels[inside] = blend(Picture(pixels[inside]), shown, mask[inside]).pixels

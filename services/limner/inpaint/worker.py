@@ -169,7 +169,7 @@ class _Listener:
     """Hears how far the library is from what it prints to standard error, and passes on what else is printed there."""
 
     _END = b"limner: end of call\n"
-    _CHATTER = re.compile(rb"Initialization done|  (NNF|Expectation|Minimization)")
+    _CHATTER = re.compile(rb"Initialization done|  (NNF|Expectation|Minimization)|Energy with")
     _NEWS = re.compile(rb"Inpainting level: (?P<level>\d+)|EM Iteration: (?P<iteration>\d+)")
 
     def __init__(self, tell: Callable[[float], None]) -> None:
