@@ -1,8 +1,10 @@
-"""How well and how quickly the `grabcut` model segments: `python -m bench.segment [--fit]`.
+"""How well and how quickly the models without weights segment: `python -m bench.segment [--fit] [--held-out DIR]`.
 
 Overlap (intersection over union) with masks that are known: photographs of scikit-image and of `assets/` with outlines
-drawn by hand, and composites of textured shapes on photographs, whose masks are exact. `--fit` prints the constants
-of `limner.segment.proposals` as fitted on these scenes, with the overlap that folds left out of the fit reach.
+drawn by hand, composites of textured shapes on photographs, and things cut out of photographs and put on others.
+`--fit` prints the constants of `limner.segment.proposals` and `limner.segment.foreground` as fitted on these scenes,
+with the overlap that folds left out of the fit reach. `--held-out` measures on Debian's wallpapers too, which nothing
+is fitted on.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,26 @@ import cv2
 import numpy as np
 import skimage
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from limner.core.geometry import Box
 from limner.core.picture import Picture
 from limner.runtime.job import Job
 from limner.segment.adapter import Prompt
 from limner.segment.find import superpixels_at
-from limner.segment.models.grabcut import GrabCut
-from limner.segment.proposals import FEATURES, candidates, describe
+from limner.segment.foreground import describe_foreground, foreground_candidates, survey_cues
+from limner.segment.proposals import candidates, describe
+from limner.segment.regions import Regions
+from limner.segment.remover import SaliencyGrabCut
 from limner.segment.scene import Scene
+from limner.segment.segmenter import GrabCut
 
 Array = NDArray[Any]
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 ASSETS = Path(__file__).parent.parent / "assets"
 COMPOSITES = 36
+CUTOUTS = 63
 FOLDS = 6
 
 
@@ -96,6 +104,57 @@ OUTLINES: list[tuple[str, str, list[tuple[int, int]], tuple[int, int] | None]] =
          415), (950, 420), (937, 418), (930, 426), (953, 432), (948, 444), (925, 448), (905, 450), (893, 462),
          (875, 460), (863, 448), (850, 441), (850, 428), (858, 424), (838, 421)],
      (898, 400)),
+    ("cat", "chelsea.png",
+        [(39, 0), (395, 0), (366, 70), (363, 152), (345, 190), (321, 218), (310, 247), (299, 299), (0, 299), (0, 141),
+         (28, 113), (35, 56)],
+     (130, 190)),
+]
+# Outlines of Debian's wallpapers, which nothing is fitted on: packages are unpacked somewhere and --held-out
+# names their usr/share. In pixels of a copy 640 wide; several polygons make one mask.
+HELD_OUT: list[tuple[str, str, list[list[tuple[int, int]]]]] = [
+    ("dragon", "backgrounds/firstgeneration.jpg",
+        [[(343, 180), (350, 140), (362, 125), (380, 90), (398, 92), (402, 110), (440, 115), (465, 130), (490, 110),
+          (501, 122), (490, 140), (478, 160), (515, 162), (490, 235), (460, 270), (430, 295), (400, 305), (365, 305),
+          (342, 280), (338, 240), (345, 220)]]),
+    ("goldfish", "backgrounds/goldfish.png",
+        [[(190, 130), (215, 110), (240, 105), (275, 112), (300, 135), (325, 150), (318, 135), (350, 125), (405, 118),
+          (403, 155), (425, 168), (433, 185), (425, 205), (405, 212), (402, 225), (378, 232), (378, 265), (365, 278),
+          (335, 278), (300, 262), (300, 255), (265, 255), (165, 270), (170, 250), (205, 240), (205, 215), (188, 190),
+          (185, 165)]]),
+    ("marigold", "backgrounds/mate/nature/Garden.jpg",
+        [[(231, 205), (250, 195), (290, 178), (330, 185), (380, 200), (340, 180), (290, 135), (310, 125), (330, 105),
+          (350, 108), (360, 80), (390, 75), (430, 78), (445, 90), (480, 95), (500, 82), (515, 85), (525, 110),
+          (530, 165), (580, 135), (600, 125), (640, 122), (640, 350), (605, 320), (597, 345), (570, 380), (520, 395),
+          (470, 390), (460, 370), (470, 340), (420, 315), (405, 280), (360, 310), (320, 325), (290, 320), (290, 305),
+          (330, 280), (390, 245), (330, 232), (240, 240)]]),
+    ("yellow flower", "backgrounds/mate/nature/YellowFlower.jpg",
+        [[(130, 205), (160, 195), (200, 197), (260, 212), (310, 225), (240, 155), (200, 108), (230, 95), (260, 105),
+          (290, 140), (330, 190), (320, 150), (345, 120), (300, 80), (242, 45), (270, 35), (330, 60), (328, 40),
+          (360, 33), (395, 50), (380, 20), (365, 0), (400, 15), (435, 30), (430, 0), (500, 0), (510, 60), (530, 40),
+          (560, 28), (580, 40), (600, 60), (605, 20), (615, 0), (640, 0), (640, 400), (130, 400), (150, 370),
+          (165, 340), (200, 315), (240, 303), (270, 295), (180, 265), (145, 235)]]),
+    ("mouse", "backgrounds/the-mouse.jpg",
+        [[(292, 60), (300, 55), (305, 70), (302, 90), (300, 130), (320, 135), (340, 130), (338, 90), (335, 70),
+          (345, 55), (350, 70), (342, 90), (356, 130), (370, 110), (395, 105), (410, 130), (405, 160), (385, 172),
+          (370, 175), (375, 215), (360, 245), (320, 257), (280, 245), (266, 215), (272, 180), (245, 165), (235, 140),
+          (240, 115), (265, 107), (285, 130), (298, 140), (290, 110)]]),
+    ("maple leaf", "wallpapers/FallenLeaf/contents/images/1280x800.jpg",
+        [[(335, 200), (370, 205), (415, 215), (412, 165), (435, 120), (455, 155), (480, 160), (490, 210), (540, 175),
+          (555, 145), (560, 190), (578, 205), (570, 240), (600, 270), (560, 285), (520, 305), (485, 320), (440, 315),
+          (400, 320), (360, 325), (345, 315), (375, 280), (360, 240)]]),
+    ("flying dragon", "wallpapers/FlyingKonqui/contents/images/1280x800.png",
+        [[(375, 135), (378, 110), (400, 95), (435, 93), (435, 75), (450, 65), (455, 95), (480, 80), (470, 60),
+          (445, 50), (470, 40), (500, 45), (525, 65), (538, 88), (562, 92), (535, 105), (520, 130), (525, 150),
+          (500, 150), (490, 145), (455, 155), (430, 175), (405, 182), (405, 170), (430, 155), (400, 152), (382, 145)]]),
+    ("kite", "wallpapers/Kite/contents/images/1280x800.jpg", [[(414, 123), (456, 132), (436, 145), (414, 161)]]),
+    ("triangles", "wallpapers/Patak/contents/screenshot.png",
+        [[(285, 198), (432, 155), (482, 233), (482, 237), (285, 204)], [(458, 155), (558, 171), (488, 194)]]),
+    ("calla", "backgrounds/calla.png",
+        [[(260, 195), (265, 170), (300, 140), (345, 128), (390, 143), (370, 180), (325, 212), (322, 240), (318, 300),
+          (308, 325), (311, 414), (293, 414), (293, 325), (278, 300), (264, 270), (275, 235), (265, 215)]]),
+    ("drop", "backgrounds/mate/nature/Aqua.jpg",
+        [[(347, 212), (360, 205), (385, 180), (420, 160), (430, 175), (470, 170), (500, 178), (535, 190), (530, 215),
+          (538, 240), (525, 280), (505, 310), (470, 330), (430, 332), (390, 315), (365, 280), (360, 240), (365, 222)]]),
 ]
 # fmt: on
 COINS = [
@@ -112,6 +171,12 @@ GROUNDS = (
     "brick.png", "grass.png", "gravel.png", "coffee.png", "chelsea.png", "astronaut.png", "retina.jpg", "ihc.png",
     "rocket.jpg", "motorcycle_left.png", "moon.png", "hubble_deep_field.jpg", "camera.png", "demo.jpg", "nuthatch.jpg",
     "ladybird.jpg",
+)  # fmt: skip
+
+
+FOREGROUNDS = (
+    "coffee: cup and saucer", "astronaut: person", "camera: man", "rocket", "demo: rosette", "nuthatch", "ladybird",
+    "retina", "horse", "cat",
 )  # fmt: skip
 
 
@@ -152,14 +217,49 @@ def innermost(mask: Array) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def composites(count: int = COMPOSITES) -> list[Known]:
+def held_out(share: Path) -> list[Known]:
+    """The wallpapers outlined, with a click at the innermost point. Nothing is fitted on them."""
+    scenes = []
+    for name, file, outlines in HELD_OUT:
+        rgb = at_width(cv2.cvtColor(np.asarray(cv2.imread(str(share / file))), cv2.COLOR_BGR2RGB), 1280)
+        mask = np.zeros(rgb.shape[:2], np.uint8)
+        for outline in outlines:
+            cv2.fillPoly(mask, [np.array(outline, np.int32) * 2], 1)
+        scenes.append(Known(name, rgb, mask > 0, innermost(mask > 0)))
+    return scenes
+
+
+def plain_grounds() -> list[tuple[str, Array]]:
+    """Backdrops as in a studio: white, a ramp of greys, and green; a little noisy."""
+    ramp = np.broadcast_to(np.linspace(70, 190, 600)[:, None, None], (600, 800, 3))
+    noise = np.random.Generator(np.random.PCG64(1)).normal(0, 3, ramp.shape)
+    colours = {"white": np.full_like(ramp, 246), "ramp": ramp, "green": np.full_like(ramp, 1) * (60, 120, 50)}
+    return [(name, np.clip(colour + noise, 0, 255).astype(np.uint8)) for name, colour in colours.items()]
+
+
+def at_width(rgb: Array, width: int) -> Array:
+    """The picture scaled to a width."""
+    return np.asarray(
+        cv2.resize(rgb, (width, round(rgb.shape[0] * width / rgb.shape[1])), interpolation=cv2.INTER_AREA)
+    )
+
+
+def foregrounds(scenes: list[Known]) -> list[Known]:
+    """Of `photographs()`, those with one thing that is the foreground, and its whole mask."""
+    by_name = {scene.name: scene for scene in scenes}
+    chosen = [by_name[name] for name in FOREGROUNDS]
+    helmet = by_name["astronaut: helmet"].mask
+    return [replace(each, mask=each.mask | helmet) if each.name == "astronaut: person" else each for each in chosen]
+
+
+def composites(grounds: list[tuple[str, Array]], count: int, seed: int) -> list[Known]:
     """Ellipses, rounded squares, stars and horses, textured with one photograph and pasted on another."""
-    draw = np.random.Generator(np.random.PCG64(7))
+    draw = np.random.Generator(np.random.PCG64(seed))
     horse = read("horse.png")[:, :, 0] < 128
     scenes = []
     for number in range(count):
-        below, above = (GROUNDS[i] for i in draw.choice(len(GROUNDS), 2, replace=False))
-        ground: Array = read(below).astype(np.float32)
+        (below, ground), (above, texture) = (grounds[i] for i in draw.choice(len(grounds), 2, replace=False))
+        ground, texture = ground.astype(np.float32), texture.astype(np.float32)
         scale = 600 / max(ground.shape[:2])
         ground = cv2.resize(ground, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         height, width = ground.shape[:2]
@@ -167,7 +267,6 @@ def composites(count: int = COMPOSITES) -> list[Known]:
         x, y = draw.uniform(radius * 1.2, width - radius * 1.2), draw.uniform(radius * 1.2, height - radius * 1.2)
         shape = _shape(number % 4, draw, horse, (height, width), radius, (x, y))
         soft = cv2.GaussianBlur(shape, (0, 0), 0.7)[..., None]
-        texture: Array = read(above).astype(np.float32)
         scale = draw.uniform(0.6, 1.2)
         texture = cv2.resize(texture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         short = (max(0, height - texture.shape[0]), max(0, width - texture.shape[1]))
@@ -179,7 +278,37 @@ def composites(count: int = COMPOSITES) -> list[Known]:
             texture = texture * draw.uniform(0.5, 1.3, 3)
         mixed = ground * (1 - soft) + texture * soft + draw.normal(0, 2, ground.shape)
         rgb, mask = np.clip(mixed, 0, 255).astype(np.uint8), soft[..., 0] > 0.5
-        scenes.append(Known(f"{number} {Path(above).stem} on {Path(below).stem}", rgb, mask, innermost(mask)))
+        scenes.append(Known(f"{number} {above} on {below}", rgb, mask, innermost(mask)))
+    return scenes
+
+
+def cutouts(things: list[Known], grounds: list[tuple[str, Array]], count: int, seed: int) -> list[Known]:
+    """Things cut out of photographs and put on others, which are out of focus in three of four, as lenses do it."""
+    draw = np.random.Generator(np.random.PCG64(seed))
+    scenes = []
+    for number in range(count):
+        thing = things[number % len(things)]
+        below, ground = grounds[draw.integers(len(grounds))]
+        ground = at_width(ground, 800).astype(np.float32)
+        height, width = ground.shape[:2]
+        if number % 4:
+            ground = cv2.GaussianBlur(ground, (0, 0), draw.uniform(2, 8))
+        ys, xs = np.nonzero(thing.mask)
+        part = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+        rgb, mask = thing.rgb[part].astype(np.float32), thing.mask[part].astype(np.float32)
+        scale = min(height / rgb.shape[0], width / rgb.shape[1]) * draw.uniform(0.25, 0.85)
+        rgb, mask = (cv2.resize(each, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for each in (rgb, mask))
+        room = (height - mask.shape[0], width - mask.shape[1])
+        # What was cut by its picture's lower frame is so here too; the rest is about the middle.
+        top = room[0] if ys.max() == len(thing.mask) - 1 else int(room[0] * draw.beta(3, 3))
+        left = int(room[1] * draw.beta(3, 3))
+        place = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
+        soft = cv2.GaussianBlur(mask, (0, 0), 0.7)[..., None]
+        ground[place] = ground[place] * (1 - soft) + rgb * soft
+        whole = np.zeros((height, width), bool)
+        whole[place] = mask > 0.5
+        pixels = np.clip(ground + draw.normal(0, 2, ground.shape), 0, 255).astype(np.uint8)
+        scenes.append(Known(f"{number} {thing.name} on {below}", pixels, whole, innermost(whole)))
     return scenes
 
 
@@ -256,85 +385,177 @@ def measure(scenes: list[Known], progress: Callable[[str], None] = lambda line: 
     return figures
 
 
-def fit(scenes: list[Known], ridge: float = 0.01) -> None:
-    """Print MEAN, SCALE, WEIGHT and BIAS for limner.segment.proposals, and what they reach on scenes left out."""
-    rows = [row for number, scene in enumerate(scenes) for row in _training(number, scene)]
-    picked = []
-    for fold in range(FOLDS):
-        model = _ridge([row for row in rows if row[0] % FOLDS != fold], ridge)
-        for number, features, truth in rows:
-            if number % FOLDS == fold:
-                picked.append((truth[int(_predict(features, model).argmax())], truth.max()))
-    mean = np.mean(picked, axis=0)
-    print(f"# overlap of superpixels picked on left-out scenes {mean[0]:.3f}, of the best candidates {mean[1]:.3f}")
-    for name, values in zip(("MEAN", "SCALE", "WEIGHT"), _ridge(rows, ridge)[:3], strict=False):
-        print(f"{name} = np.array([{', '.join(f'{value:.4f}' for value in values)}])  # of FEATURES")
-    print(f"BIAS = {_ridge(rows, ridge)[3]:.4f}")
+def measure_foreground(scenes: list[Known], progress: Callable[[str], None] = lambda line: None) -> list[float]:
+    """Overlaps of what background removal keeps."""
+    overlaps = []
+    for scene in scenes:
+        mask = SaliencyGrabCut().foreground(Picture(np.ascontiguousarray(scene.rgb)), job()) > 127
+        overlaps.append(overlap(mask, scene.mask))
+        progress(f"{scene.name:40s} {overlaps[-1]:.2f}")
+    return overlaps
 
 
-Row = tuple[int, Array, Array]  # scene, (k, f) features, (k,) overlaps
+@dataclass(frozen=True)
+class Choice:
+    """One choice to learn from: (k, f) features of candidates, their (k,) overlaps, and how much it counts."""
+
+    scene: str
+    features: Array
+    overlaps: Array
+    weight: float
 
 
-def _training(number: int, scene: Known) -> list[Row]:
-    embedding: Scene = GrabCut().encode(Picture(np.ascontiguousarray(scene.rgb)), job())
+@dataclass(frozen=True)
+class Linear:
+    """A linear model of candidates."""
+
+    mean: Array
+    scale: Array
+    weight: Array
+
+    def pick(self, choice: Choice) -> float:
+        """The overlap of the candidate it likes best."""
+        return float(choice.overlaps[int(((choice.features - self.mean) / self.scale @ self.weight).argmax())])
+
+
+def click_choices(scene: Known, weight: float) -> list[Choice]:
+    """Eight prompts: the scene's click, four well inside, two of three clicks anywhere on the object."""
+    embedding, held = _superpixels_held(scene)
     regions = embedding.regions
     height, width = regions.labels.shape
     mask = cv2.resize(scene.mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
-    held = np.bincount(regions.labels.ravel(), weights=mask.ravel(), minlength=regions.count)
-    draw = np.random.Generator(np.random.PCG64(number))
+    draw = np.random.Generator(np.random.PCG64(len(scene.name)))
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     deep, any_ = np.argwhere(depth > 0.4 * depth.max()), np.argwhere(mask)
     first = np.array([scene.click]) * (width / scene.rgb.shape[1])
     clicks = [first] + [draw.choice(deep, 1)[:, ::-1] for _ in range(4)] + [draw.choice(any_, 3)[:, ::-1] for _ in "12"]
-    rows = []
+    choices = []
     for points in clicks:
         points = np.minimum(np.floor(points), (width - 1, height - 1)).astype(np.float64)
-        sets = candidates(
-            regions, embedding.trees, embedding.around.salience, superpixels_at(embedding, points), np.zeros(0, int)
-        )
-        both = sets @ held
-        rows.append(
-            (
-                number,
-                describe(regions, embedding.around, sets, points),
-                both / (sets @ regions.area + held.sum() - both),
-            )
-        )
-    return rows
+        on = superpixels_at(embedding, points)
+        sets = candidates(regions, embedding.trees, embedding.around.salience, on, np.zeros(0, int))
+        features = describe(regions, embedding.around, sets, points)
+        choices.append(Choice(scene.name, features, _overlaps(regions, sets, held), weight))
+    return choices
 
 
-def _ridge(rows: list[Row], ridge: float) -> tuple[Array, Array, Array, float]:
-    """Means and scales of features, weights and bias; every prompt counts the same, however many its candidates."""
-    features = np.concatenate([row[1] for row in rows])
-    truth = np.concatenate([row[2] for row in rows])
-    weight = np.concatenate([np.full(len(row[2]), 1 / len(row[2])) for row in rows])
-    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-9
-    inputs = np.concatenate([(features - mean) / scale, np.ones((len(features), 1))], axis=1)
-    system = inputs.T @ (inputs * weight[:, None]) + ridge * weight.sum() * np.eye(len(FEATURES) + 1)
-    solved = np.linalg.solve(system, inputs.T @ (truth * weight))
-    return mean, scale, solved[:-1], float(solved[-1])
+def foreground_choice(scene: Known, weight: float) -> Choice:
+    """What background removal chooses among."""
+    embedding, held = _superpixels_held(scene)
+    focus, cues = survey_cues(embedding)
+    sets = foreground_candidates(embedding, (embedding.around.salience, focus, cues))
+    features = describe_foreground(embedding, sets, focus, cues)
+    return Choice(scene.name, features, _overlaps(embedding.regions, sets, held), weight)
 
 
-def _predict(features: Array, model: tuple[Array, Array, Array, float]) -> Array:
-    mean, scale, weight, bias = model
-    return np.asarray((features - mean) / scale @ weight + bias)
+def _superpixels_held(scene: Known) -> tuple[Scene, Array]:
+    """A scene looked at, and how many pixels of its mask each superpixel holds."""
+    embedding = GrabCut().encode(Picture(np.ascontiguousarray(scene.rgb)), job())
+    labels = embedding.regions.labels
+    mask = cv2.resize(scene.mask.astype(np.float32), labels.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
+    return embedding, np.bincount(labels.ravel(), weights=mask.ravel(), minlength=embedding.regions.count)
+
+
+def _overlaps(regions: Regions, sets: Array, held: Array) -> Array:
+    both = sets @ held
+    return np.asarray(both / (sets @ regions.area + held.sum() - both))
+
+
+def fit(choices: list[Choice], penalty: float) -> Linear:
+    """Listwise (Cao et al. 2007): the softmax of the model over a choice's candidates should be that of the overlaps,
+    ten times as steep. What is learnt is which candidate is best, not how good all the poor ones are."""
+    mean = np.mean([choice.features.mean(axis=0) for choice in choices], axis=0)
+    scale = np.sqrt(np.mean([((choice.features - mean) ** 2).mean(axis=0) for choice in choices], axis=0))
+    scale[scale < 1e-6] = 1  # where a feature says nothing
+    inputs = [(choice.features - mean) / scale for choice in choices]
+    targets = [softmax(10 * choice.overlaps) for choice in choices]
+    total = sum(choice.weight for choice in choices)
+
+    def loss(weight: Array) -> tuple[float, Array]:
+        value, gradient = penalty * float(weight @ weight), 2 * penalty * weight
+        for choice, rows, target in zip(choices, inputs, targets, strict=True):
+            given = log_softmax(rows @ weight)
+            value -= choice.weight / total * float(target @ given)
+            gradient = gradient - choice.weight / total * (rows.T @ (target - np.exp(given)))
+        return value, gradient
+
+    solved = minimize(loss, np.zeros(len(mean)), jac=True, method="L-BFGS-B", options={"maxiter": 80})
+    return Linear(mean, scale, solved.x)
+
+
+def left_out(choices: list[Choice], names: list[str], penalty: float) -> tuple[float, float]:
+    """Means of the overlap picked and of the best there was, for scenes of these names, each fold without the scenes
+    (and the composites of what is in them) that it is tested on."""
+    picked = []
+    for fold in range(FOLDS):
+        tested = names[fold::FOLDS]
+        model = fit([choice for choice in choices if not any(name in choice.scene for name in tested)], penalty)
+        picked += [(model.pick(choice), choice.overlaps.max()) for choice in choices if choice.scene in tested]
+    mean, best = np.mean(picked, axis=0)
+    return float(mean), float(best)
+
+
+def show(prefix: str, model: Linear) -> None:
+    """Print a model as the source has it."""
+    for name, values in (("MEAN", model.mean), ("SCALE", model.scale), ("WEIGHT", model.weight)):
+        print(f"{prefix}{name} = np.array([{', '.join(f'{value:.4f}' for value in values)}])")
+
+
+def fit_all(known: list[Known], mixed: list[Known], cut: list[Known]) -> None:
+    """Print the constants of limner.segment.proposals and limner.segment.foreground, photographs counting more than
+    composites, with what they reach on photographs left out."""
+    choices = [choice for scene in known for choice in click_choices(scene, 2.0)]
+    choices += [choice for scene in mixed for choice in click_choices(scene, 1.0)]
+    mean, best = left_out(choices, [scene.name for scene in known], 0.003)
+    print(f"# clicks: superpixels picked on photographs left out {mean:.3f}, the best candidates {best:.3f}")
+    model = fit(choices, 0.003)
+    # Scaled so that the likeliest candidate's appeal is about the overlap to be expected.
+    tops = [(choice.features - model.mean) / model.scale @ model.weight for choice in choices]
+    appeals, overlaps = np.concatenate(tops), np.concatenate([choice.overlaps for choice in choices])
+    gain, bias = np.polyfit(appeals, overlaps, 1)
+    show("", replace(model, weight=model.weight * gain))
+    print(f"BIAS = {bias:.4f}")
+
+    whole = foregrounds(known)
+    choices = [foreground_choice(scene, 3.0) for scene in whole]
+    choices += [foreground_choice(scene, 1.0) for scene in (*mixed, *cut)]
+    mean, best = left_out(choices, [scene.name for scene in whole], 0.03)
+    print(f"# foreground: superpixels picked on photographs left out {mean:.3f}, the best candidates {best:.3f}")
+    show("FOREGROUND_", fit(choices, 0.03))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.segment", description=__doc__)
     parser.add_argument("--fit", action="store_true", help="print fitted constants instead of measuring")
+    parser.add_argument("--held-out", type=Path, metavar="DIR", help="the usr/share that wallpapers were unpacked to")
     arguments = parser.parse_args()
-    sets = {"photographs": photographs(), "composites": composites()}
+    grounds = [(Path(name).stem, read(name)) for name in GROUNDS]
+    known, mixed = photographs(), composites(grounds, COMPOSITES, seed=7)
+    things = [scene for scene in foregrounds(known) if scene.name != "retina"]
+    cut = cutouts(things, [*grounds, *plain_grounds() * 2], CUTOUTS, seed=3)
     if arguments.fit:
-        fit([scene for scenes in sets.values() for scene in scenes])
+        fit_all(known, mixed, cut)
         return
-    for name, scenes in sets.items():
+    by_hint = {"photographs": known, "composites": mixed}
+    alone = {"photographs": foregrounds(known), "composites": mixed, "cutouts": cut}
+    if arguments.held_out is not None:
+        wallpapers = held_out(arguments.held_out)
+        theirs = [(scene.name, scene.rgb) for scene in wallpapers]
+        by_hint |= {"wallpapers": wallpapers, "composites of wallpapers": composites(theirs, 24, seed=11)}
+        alone |= {"wallpapers": wallpapers, "cutouts of wallpapers": cutouts(wallpapers, theirs, 22, seed=5)}
+    for name, scenes in by_hint.items():
         figures = measure(scenes, print)
         print(f"== {name}, {len(scenes)} scenes: mean (median) overlap; seconds, median")
         for prompt in ("1 click", "3 clicks", "box"):
             values, seconds = figures[prompt], figures[f"{prompt}_s"]
             print(f"{prompt:10s} {np.mean(values):.3f} ({np.median(values):.3f})  {np.median(seconds):.2f} s")
         print(f"encode     {np.median(figures['encode_s']):.2f} s")
+    for name, scenes in alone.items():
+        values = measure_foreground(scenes, print)
+        found = sum(value > 0.6 for value in values)
+        print(
+            f"== foreground of {name}: {np.mean(values):.3f} ({np.median(values):.3f}), {found} of {len(values)} found"
+        )
 
 
 if __name__ == "__main__":

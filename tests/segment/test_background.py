@@ -8,7 +8,7 @@ import pytest
 from limner.core.picture import Picture
 from limner.runtime.job import Job
 from limner.segment.matting import cutout, soften
-from limner.segment.models.saliency_grabcut import SaliencyGrabCut
+from limner.segment.remover import SaliencyGrabCut
 from tests.segment.known import make_scene, overlap
 
 

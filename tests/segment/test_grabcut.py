@@ -12,8 +12,8 @@ from limner.core.mask import bounds
 from limner.core.picture import Picture
 from limner.runtime.job import Job
 from limner.segment.adapter import Prompt
-from limner.segment.models.grabcut import GrabCut
 from limner.segment.scene import DETAIL_SIDE, look
+from limner.segment.segmenter import GrabCut
 from tests.segment.known import KnownScene, make_scene, overlap
 
 

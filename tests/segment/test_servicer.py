@@ -191,7 +191,7 @@ async def test_nothing_found_says_where_and_what_to_do(
     stub: segment_pb2_grpc.SegmentServiceStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from limner.segment.adapter import Found
-    from limner.segment.models.grabcut import GrabCut
+    from limner.segment.segmenter import GrabCut
 
     empty = Found(np.zeros((HEIGHT, WIDTH), np.uint8), None)
     monkeypatch.setattr(GrabCut, "decode", lambda *args: empty)

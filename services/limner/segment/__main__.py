@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from threading import Thread
+
 from limner.core.codec import Limits
 from limner.engine.catalog import Catalog
 from limner.engine.servicer import ModelServicer
@@ -36,6 +39,8 @@ async def build(server: Server, config: SegmentConfig) -> None:
         device.close()
 
     server.on_stop(close)
+    # scipy takes a second to import: nobody waits for it before the first click, and seldom then.
+    Thread(target=import_module, args=("limner.segment.find",), daemon=True).start()
 
 
 def main() -> None:

@@ -9,14 +9,11 @@ import numpy as np
 
 from limner.core.geometry import Box, Size
 from limner.segment.cut import WINDOW_SIDE, grab_cut, mark, tidy, trimap, window
-from limner.segment.proposals import FEATURES, appeal, candidates, describe, members
+from limner.segment.proposals import appeal, candidates, describe, members
 from limner.segment.regions import Array
 from limner.segment.scene import Scene
 
 BOX_ITERATIONS = 5
-FOREGROUND_SHARES = (0.005, 0.9)  # of the picture: what is smaller or larger is no foreground
-SALIENCE_WEIGHT = 1.0  # this and the next: chosen by eye on eight photographs
-HELD_WEIGHT = 0.3
 BAND = 0.3  # of √area: how far from the guess's border GrabCut may decide
 
 
@@ -144,34 +141,3 @@ def from_window(found: Array, view: Box, size: Size, detail: Array) -> Array:
     guide = np.ascontiguousarray(detail[view.slices()])
     whole[view.slices()] = cv2.ximgproc.guidedFilter(guide, soft, radius, 1e-4 * 255**2) > 0.5
     return whole
-
-
-def foreground(scene: Scene, check: Callable[[], None]) -> Array:
-    """What stands out from the frame: (h, w) bool of the detail copy.
-
-    The most appealing of the merge trees' nodes and the salience map's upper parts, salience counting extra.
-    """
-    regions, salience = scene.regions, scene.around.salience
-    levels = (otsu(salience[regions.labels]), 0.3, 0.5, 0.7)
-    sets = np.concatenate(
-        [np.stack([salience > level for level in levels]), *(members(parent, regions.count) for parent in scene.trees)]
-    )
-    share = sets @ regions.area / regions.area.sum()
-    sets = np.unique(sets[(share >= FOREGROUND_SHARES[0]) & (share <= FOREGROUND_SHARES[1])], axis=0)
-    if not len(sets):
-        return np.ones(scene.detail.shape[:2], bool)
-    check()
-    features = describe(regions, scene.around, sets, np.zeros((0, 2)))
-    # Appeal alone likes small clean parts: how much of all that stands out a set holds speaks for the whole thing.
-    excess = np.maximum(salience - np.average(salience, weights=regions.area), 0) * regions.area
-    held = sets @ excess / max(float(excess.sum()), 1e-9)
-    appeals = appeal(features) + SALIENCE_WEIGHT * features[:, FEATURES.index("salient")] + HELD_WEIGHT * held
-    guess = sets[int(appeals.argmax())][regions.labels]
-    check()
-    return cut_out(scene, guess, np.zeros((0, 2)), np.zeros((0, 2)), BAND)
-
-
-def otsu(values: Array) -> float:
-    """The threshold that divides values 0 to 1 into two classes best."""
-    eight = np.clip(values * 255, 0, 255).astype(np.uint8)
-    return float(cv2.threshold(eight, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]) / 255

@@ -6,6 +6,8 @@ connected to the frame for its extent; contrast with background makes foreground
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
 from scipy.sparse.csgraph import dijkstra
@@ -69,3 +71,32 @@ def _usual_difference(difference: Array, first: Array, second: Array, n: int) ->
     np.minimum.at(smallest, second, difference)
     finite = smallest[np.isfinite(smallest)]
     return float(finite.mean()) if len(finite) else 0.0
+
+
+def barrier_distance(regions: Regions) -> Array:
+    """(n,) float64, 0 or more: the smallest range of values on a path from the frame, added up over L, a and b.
+
+    Minimum barrier salient object detection at 80 FPS, Zhang et al. 2015, by Dijkstra's algorithm on superpixels: a
+    gradual background costs what it changes, once.
+    """
+    neighbours: list[list[int]] = [[] for _ in range(regions.count)]
+    for first, second in regions.pairs.tolist():
+        neighbours[first].append(second)
+        neighbours[second].append(first)
+    total = np.zeros(regions.count)
+    frame = np.flatnonzero(regions.frame > 0).tolist()
+    for channel in range(3):
+        values = regions.colour[:, channel].tolist()
+        distance = [np.inf] * regions.count
+        heap = [(0.0, node, values[node], values[node]) for node in frame]
+        while heap:
+            cost, node, low, high = heapq.heappop(heap)
+            if distance[node] <= cost:
+                continue
+            distance[node] = cost
+            for other in neighbours[node]:
+                if distance[other] == np.inf:
+                    least, most = min(low, values[other]), max(high, values[other])
+                    heapq.heappush(heap, (most - least, other, least, most))
+        total += distance
+    return total
