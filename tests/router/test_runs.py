@@ -518,6 +518,27 @@ async def test_a_run_that_ended_lets_its_pictures_go_without_the_garbage_collect
         await pool.close()
 
 
+async def test_a_run_that_was_cancelled_lets_its_pictures_go_without_the_garbage_collector(
+    fake: Any, tmp_path: Path
+) -> None:
+    fake.script("inpaint", after(30))
+    pool = Pool({"inpaint": [fake.address]}, PoolSettings())
+    await pool.start()
+    runs = Runs(RouterConfig(), pool, BlobStore(tmp_path, quota_bytes=1000, max_age=10, upload_max_age=10))
+    asked = request(erase())
+    references = sys.getrefcount(asked)
+    gc.disable()
+    try:
+        run = await runs.start(asked, None)
+        await until(lambda: _true(fake.calls))
+        assert await run.cancel(Cancelled("no more"))
+        await asyncio.sleep(0.05)
+        assert sys.getrefcount(asked) == references
+    finally:
+        gc.enable()
+        await pool.close()
+
+
 async def test_an_internal_error_says_one_id_in_the_event_and_the_status(router: Any, monkeypatch: Any) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError

@@ -353,6 +353,20 @@ async def test_an_error_keeps_no_pictures_alive(house, model, monkeypatch):
         gc.enable()
 
 
+async def test_a_cancelled_call_keeps_no_pictures_alive(house, model):
+    jobs = []
+    model.steps, model.before_step = 10_000, lambda job, step: jobs.append(weakref.ref(job)) if step == 1 else None
+    gc.disable()
+    try:
+        call = house.call()
+        await house.until(lambda: jobs)
+        call.cancel()
+        await house.until(lambda: not model.running.is_set())
+        await house.until(lambda: jobs[0]() is None, 1)
+    finally:
+        gc.enable()
+
+
 async def test_enum_values_that_the_server_does_not_know_are_refused(house, model):
     def decode(request):
         check_enum(InpaintStrategy, request.options.strategy, field="options.strategy")

@@ -292,11 +292,16 @@ class Runs:
             )
 
     def _ended(self, run: Run, resources: contextlib.ExitStack, task: asyncio.Task[None]) -> None:
-        failure = run.cancellation() if task.cancelled() else task.exception()
-        error = None if failure is None else as_limner_error(failure)
+        error: LimnerError | None = None
+        try:
+            task.result()
+        except asyncio.CancelledError as raised:
+            error = run.cancellation()
+            _let_go(raised)
+        except Exception as raised:
+            error = as_limner_error(raised)
+            _let_go(raised)
         run.end(error)
-        if failure is not None:
-            _let_go(failure)
         self._active.discard(run)
         self._runs[run.id] = self._runs.pop(run.id)  # to the end: the order is that of ending
         seconds = run.ended_at - run.began

@@ -12,6 +12,7 @@ nothing of pictures.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -75,11 +76,14 @@ async def stream(
     )
     ticket = device.admit(lambda position, eta: mailbox.put("queued", _queued(position, eta)))
     task = asyncio.create_task(_carry_out(device, ticket, job, work, response_type, mailbox, remaining))
+    task.add_done_callback(_let_go)
+
+    to_end: list[Callable[[], object]] = [job.cancel, ticket.end, task.cancel]
 
     def end(*_: object) -> None:
-        job.cancel()
-        ticket.end()
-        task.cancel()
+        # gRPC and this function hold each other until Python's collector comes, so the function lets go of the rest.
+        while to_end:
+            to_end.pop(0)()
 
     # A generator whose reader went away is not closed by gRPC, and by Python only when it is collected.
     context.add_done_callback(end)  # type: ignore[arg-type]  # the stubs want a protocol
@@ -89,6 +93,13 @@ async def stream(
             yield message if field == "result" else response_type(**{field: message})
     finally:
         end()
+
+
+def _let_go(task: asyncio.Task[None]) -> None:
+    """Take a cancelled task's error out of it. They hold each other until Python's collector comes, and with them the
+    frames that the error went through and their pictures, whose memory the collector doesn't see."""
+    with contextlib.suppress(asyncio.CancelledError):
+        task.result()
 
 
 async def _carry_out(
