@@ -91,5 +91,6 @@ def test_a_part_is_that_part_of_the_whole(
     whole = resize(pixels, size, method=method)[part.slices()].astype(int)
     alone = resize(pixels, size, method=method, part=part)
     assert alone.dtype == dtype
-    # Pillow's boxes are in single precision: a kernel's end may fall on the other side of a pixel.
-    assert np.abs(alone - whole).max() <= (1 if dtype == np.uint8 else 40) or method == "area"
+    # Pillow's boxes are in single precision: the end of a kernel may fall on the other side of a pixel's middle, which
+    # matters little but where a kernel ends steeply.
+    assert method == "area" or np.abs(alone - whole).max() <= 0.02 * np.iinfo(dtype).max

@@ -195,7 +195,7 @@ def _seen(picture: Picture, mask: Mask, region: Region) -> tuple[Pixels, NDArray
     hole = mask[region.box.slices()] > 0
     if not region.reduced:
         return np.ascontiguousarray(part), hole
-    known = np.where(hole, 0, picture.maximum).astype(part.dtype)[:, :, None]
+    known = np.where(hole, part.dtype.type(0), part.dtype.type(picture.maximum))[:, :, None]
     small = resize(np.concatenate([part, known], axis=2), region.size, method="area")
     weight = small[:, :, -1]
     return np.ascontiguousarray(small[:, :, :-1]), weight < min(picture.maximum // 2, int(weight.max()))
