@@ -295,7 +295,8 @@ def cutouts(things: list[Known], grounds: list[tuple[str, Array]], count: int, s
             ground = cv2.GaussianBlur(ground, (0, 0), draw.uniform(2, 8))
         ys, xs = np.nonzero(thing.mask)
         part = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-        rgb, mask = thing.rgb[part].astype(np.float32), thing.mask[part].astype(np.float32)
+        rgb: Array = thing.rgb[part].astype(np.float32)
+        mask: Array = thing.mask[part].astype(np.float32)
         scale = min(height / rgb.shape[0], width / rgb.shape[1]) * draw.uniform(0.25, 0.85)
         rgb, mask = (cv2.resize(each, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for each in (rgb, mask))
         room = (height - mask.shape[0], width - mask.shape[1])
