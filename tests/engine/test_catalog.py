@@ -114,11 +114,15 @@ def test_weights_that_are_not_here_are_named_with_the_command(make_catalog, sour
 
 def test_states_follow_the_store_and_the_memory(make_catalog):
     catalog = make_catalog()
-    assert catalog.states() == {"lama": State.NOT_INSTALLED, "telea": State.INSTALLED, "sam": State.NOT_INSTALLED}
+
+    def states():
+        return {name: catalog.state(name) for name in ("lama", "telea", "sam")}
+
+    assert states() == {"lama": State.NOT_INSTALLED, "telea": State.INSTALLED, "sam": State.NOT_INSTALLED}
     catalog.store.pull(catalog.card("lama"))
     catalog.get("lama")
     catalog.get("telea")
-    assert catalog.states() == {"lama": State.LOADED, "telea": State.LOADED, "sam": State.NOT_INSTALLED}
+    assert states() == {"lama": State.LOADED, "telea": State.LOADED, "sam": State.NOT_INSTALLED}
 
 
 def test_a_network_without_an_engine_counts_as_not_installed(make_catalog):

@@ -64,12 +64,6 @@ class Box:
         right, bottom = min(within.width, self.right + margin), min(within.height, self.bottom + margin)
         return Box(left, top, right - left, bottom - top)
 
-    def union(self, other: Box) -> Box:
-        """Return the smallest box that holds both."""
-        left, top = min(self.x, other.x), min(self.y, other.y)
-        right, bottom = max(self.right, other.right), max(self.bottom, other.bottom)
-        return Box(left, top, right - left, bottom - top)
-
     def overlaps(self, other: Box) -> bool:
         """Say whether any pixel is in both."""
         return (

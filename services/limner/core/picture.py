@@ -97,11 +97,6 @@ class Picture:
         icc_profile = self.icc_profile if (pixels.shape[2] < 3) == (self.channels < 3) else None
         return replace(self, pixels=pixels, icc_profile=icc_profile)
 
-    def with_colour(self, colour: Pixels) -> Picture:
-        """Return `colour`, (height, width, 1 or 3) of this picture's size and dtype, with this picture's alpha."""
-        alpha = self.alpha()
-        return self.with_pixels(colour if alpha is None else np.concatenate([colour, alpha[:, :, None]], axis=2))
-
     def with_bit_depth(self, bits: int) -> Picture:
         """Return the picture in 8 or 16 bits: times 257 up, rounded down. There and back is the same picture."""
         if bits == self.bit_depth:

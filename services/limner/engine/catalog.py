@@ -145,7 +145,3 @@ class Catalog:
         card = self._models[name].CARD
         runnable = card.precisions == ("native",) or bool(self._machine.engines)
         return State.INSTALLED if runnable and not self.store.missing(card) else State.NOT_INSTALLED
-
-    def states(self) -> dict[str, State]:
-        """Return the state of every model by name."""
-        return {name: self.state(name) for name in self._models}

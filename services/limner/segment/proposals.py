@@ -107,11 +107,8 @@ def members(parent: Array, count: int) -> Array:
 
 
 # fmt: off
-FEATURES = (
-    "edge", "weak", "contrast", "ring", "wide_ring", "apart", "log_area", "log_area_squared", "frame", "frame_ratio",
-    "compact", "fill", "off_centre", "inner", "salient", "stands_out",
-)
-# Fitted: `python -m bench.segment --fit` prints them.
+# Of these features, in this order: edge, weak, contrast, ring, wide ring, apart, log area, its square, frame, frame
+# ratio, compact, fill, off centre, inner, salient, stands out. Fitted: `python -m bench.segment --fit` prints them.
 MEAN = np.array([
     0.6334, 0.1615, 0.6001, 0.4882, 0.4968, 0.6132, 0.1706, 0.6886, 0.2094, 0.1469, 0.2060,
     0.5679, 0.4445, 0.3734, 0.4444, 0.0886,
@@ -129,7 +126,7 @@ BIAS = 0.3378
 
 
 def describe(regions: Regions, around: Surroundings, sets: Array, clicks: Array) -> Array:
-    """(k, n) bool sets and (c, 2) clicks in working pixels to (k, len(FEATURES)) float64."""
+    """(k, n) bool sets and (c, 2) clicks in working pixels to (k, 16) float64."""
     weight = sets.astype(np.float32)
     area = sets @ regions.area
     total = regions.area.sum()
@@ -187,5 +184,5 @@ def describe(regions: Regions, around: Surroundings, sets: Array, clicks: Array)
 
 
 def appeal(features: Array) -> Array:
-    """(k, len(FEATURES)) to (k,) float64: about the overlap to be expected with what was meant, roughly 0 to 1."""
+    """(k, 16) to (k,) float64: about the overlap to be expected with what was meant, roughly 0 to 1."""
     return np.asarray((features - MEAN) / SCALE @ WEIGHT + BIAS)

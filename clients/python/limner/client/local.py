@@ -35,7 +35,7 @@ SERVICES = tuple(DEFAULT_PORTS)
 # Below the range that systems take ports of outgoing connections from, so that a port found free stays so.
 _FREE_PORTS = range(15000, 32000)
 _POLL_SECONDS = 0.05
-_ROUTER_POLL_SECONDS = 0.2  # it logs these calls
+_ROUTER_POLL_SECONDS = 0.2
 
 
 class ServiceFailed(Exception):
