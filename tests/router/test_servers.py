@@ -34,10 +34,12 @@ from limner.core.errors import (
     Stopping,
     UnknownModel,
 )
+from limner.router.calls import Caller
 from limner.router.pool import Pool, PoolSettings
+from limner.router.steps import OPERATIONS
 from limner.runtime.config import ConfigError
 from limner.runtime.status import from_status
-from limner.v1 import blobs_pb2, models_pb2, progress_pb2, router_pb2
+from limner.v1 import blobs_pb2, inpaint_pb2, models_pb2, progress_pb2, router_pb2
 
 
 @pytest.fixture
@@ -516,3 +518,27 @@ async def test_a_detached_run_is_waited_for_when_the_router_stops(routers: Any, 
     await router.server.stop()
     assert fake.calls[0].ended
     assert not fake.calls[0].cancelled
+
+
+async def test_a_call_that_is_given_up_in_the_middle_ends_at_its_server(fake: FakeServer) -> None:
+    """The end of a task cancels the call it waits for; an error of the router's own, while it reads, does not."""
+    fake.script("inpaint", after(30))
+    pool = Pool({"inpaint": [fake.address]}, PoolSettings())
+    await pool.start()
+
+    def tell(kind: str, message: Any) -> None:
+        raise RuntimeError("the journal is gone")
+
+    caller = Caller(pool, "run", previews=False, remaining=lambda: None, margin=0.1, overload_wait=1.0)
+    operation = OPERATIONS["inpaint"]
+    try:
+        with pytest.raises(RuntimeError, match="journal") as kept:  # what it raised, and its frames, are held on to
+            await caller.call(operation, inpaint_pb2.InpaintRequest(), step="fill", tell=tell)
+
+        async def ended() -> bool:
+            return fake.calls[0].cancelled
+
+        await until(ended)
+        assert kept.value
+    finally:
+        await pool.close()
