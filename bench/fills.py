@@ -25,7 +25,7 @@ from skimage.restoration import inpaint_biharmonic
 from limner.core.placement import Placement
 from limner.core.seed import generator
 from limner.engine.store import open_store
-from limner.inpaint.filler import Options
+from limner.inpaint.filler import Options, Part
 from limner.inpaint.models import MODELS
 from limner.inpaint.models.patchmatch import PatchMatch
 
@@ -72,12 +72,12 @@ def fills() -> dict[str, Fill]:
 
 def _served(name: str) -> Fill:
     model = MODELS[name].load(Placement("cpu", "native", "", "a comparison"), open_store())
-    return lambda picture, hole: model.fill(picture, hole, Options(), lambda share: None)
+    return lambda picture, hole: model.fill([Part(picture, hole, Options())], lambda share: None)[0]
 
 
 def _patchmatch(radius: int) -> Fill:
     model = PatchMatch(radius)
-    return lambda picture, hole: model.fill(picture, hole, Options(), lambda share: None)
+    return lambda picture, hole: model.fill([Part(picture, hole, Options())], lambda share: None)[0]
 
 
 def _shift_map(picture: Pixels, hole: Hole) -> Pixels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from limner.core.errors import BadMask, Cancelled
 from limner.core.geometry import Box, Size
 from limner.core.picture import Picture
-from limner.inpaint.filler import Filler, Options, Window
+from limner.inpaint.filler import Filler, Options, Part, Window
 from limner.inpaint.models import MODELS
 from limner.inpaint.strategy import Plan, Region, Strategy, _blend, inpaint, plan
 from limner.runtime.job import Job
@@ -31,13 +31,12 @@ class Grey:
 
     holes: list[NDArray[np.bool_]] = field(default_factory=list)
 
-    def fill(
-        self, pixels: Array, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
-    ) -> Array:
-        assert hole.any()
-        assert not hole.all(), "nothing to fill from"
-        self.holes.append(hole)
-        return np.full_like(pixels, pixels[~hole].mean())
+    def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Array]:
+        for part in parts:
+            assert part.hole.any()
+            assert not part.hole.all(), "nothing to fill from"
+            self.holes.append(part.hole)
+        return [np.full_like(part.pixels, part.pixels[~part.hole].mean()) for part in parts]
 
 
 def mask_of(size: tuple[int, int], *boxes: Box, value: int = 255) -> NDArray[np.uint8]:
@@ -96,8 +95,8 @@ def test_soft_masks_blend() -> None:
     job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: None)
 
     class White:
-        def fill(self, pixels: Array, hole: Array, options: Options, progress: Callable[[float], None]) -> Array:
-            return np.full_like(pixels, 200)
+        def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Array]:
+            return [np.full_like(part.pixels, 200) for part in parts]
 
     mask = mask_of((20, 20), Box(5, 5, 4, 4), value=51)
     result = inpaint(picture, mask, plan(mask, Strategy.CROP, WINDOW), White(), WINDOW, Options(), job)
@@ -205,9 +204,9 @@ def test_progress_counts_steps_and_a_cancelled_job_ends_after_one() -> None:
 
     @dataclass
     class Cancelling(Grey):
-        def fill(self, *arguments: object) -> Array:  # type: ignore[override]
+        def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Array]:
             job.cancel()
-            return super().fill(*arguments)  # type: ignore[arg-type]
+            return super().fill(parts, progress)
 
     model = Cancelling()
     with pytest.raises(Cancelled):
@@ -221,9 +220,12 @@ def test_reduced_fills_are_clipped_not_wrapped(job: Job) -> None:
     picture = Picture(np.repeat(np.repeat(stripes, 300, axis=0), 3, axis=2))
 
     class Truth:
-        def fill(self, pixels: Array, hole: Array, options: Options, progress: Callable[[float], None]) -> Array:
-            columns = np.arange(pixels.shape[1]) * 400 / pixels.shape[1]
-            return np.broadcast_to(np.where(columns[None, :, None] // 20 % 2, 255, 0), pixels.shape).astype(np.uint8)
+        def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Array]:
+            ((height, width, _),) = (part.pixels.shape for part in parts)
+            columns = np.arange(width) * 400 / width
+            return [
+                np.broadcast_to(np.where(columns[None, :, None] // 20 % 2, 255, 0), (height, width, 3)).astype(np.uint8)
+            ]
 
     mask = mask_of((300, 400), Box(100, 100, 200, 100))
     how = Plan((Region(Box(0, 0, 400, 300), Size(200, 150)),), "")
@@ -237,10 +239,10 @@ def test_progress_within_a_step_is_told_in_parts_and_never_goes_back() -> None:
     job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: told.append(message))
 
     class Telling(Grey):
-        def fill(self, pixels: Array, hole: Array, options: Options, progress: Callable[[float], None]) -> Array:
+        def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Array]:
             for share in (0.0, 0.1, 0.3, 0.3, 0.2, 1.0):
                 progress(share)
-            return super().fill(pixels, hole, options, progress)
+            return super().fill(parts, progress)
 
     mask = mask_of((60, 60), Box(5, 5, 9, 9), Box(40, 40, 9, 9))
     window = Window(64, 32, parts=4)

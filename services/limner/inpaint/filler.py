@@ -4,7 +4,7 @@ with soft edges and no alpha: those stay outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,16 +26,33 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a model fills in one step: pixels, the hole in them, and what the request asks of the model."""
+
+    pixels: Pixels  # (height, width, 1 or 3) uint8 or uint16 over its whole range, of any size from 1×1
+    hole: NDArray[np.bool_]  # (height, width), with at least one pixel of either kind
+    options: Options
+
+
+@dataclass(frozen=True)
 class Window:
-    """How much a model works on in one step, in pixels. A step cannot be cancelled, so it should take a few seconds at
-    most, and what is larger is done in several.
+    """How much a model works on in one step, in pixels. A step may not be cancellable, so it should take a few seconds
+    at most, and what is larger is done in several.
 
     Window(512, 256)    # fills 512 × 512 pixels at a time and sees 256 around them
+    Window(512, 256, context=3.0, least=256, step=64, most_at_once=4)    # a network of any size
+    Window(256, 128, context=3.0, least=512, step=512)    # a network that takes 512 × 512 and nothing else
     """
 
     block: int
     margin: int
     parts: int = 1  # how many steps of progress one such step is told in, for models that tell how far they are
+    context: float = 0.0  # of networks: they see at least so many times a hole's side; 0: the margin around it counts
+    least: int = 1  # neighbourhoods are at least this large, where the picture is
+    step: int = (
+        1  # neighbourhoods' sides are multiples of this, where the picture is that large: few shapes, many alike
+    )
+    most_at_once: int = 1  # parts of one shape in one run
 
     @property
     def side(self) -> int:
@@ -46,16 +63,14 @@ class Window:
 class Filler(Protocol):
     """A loaded model. It keeps nothing from one call to the next."""
 
-    def fill(
-        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
-    ) -> Pixels:
-        """Return `pixels` with the hole filled.
+    def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
+        """Return the parts' pixels with their holes filled, in order.
 
-        `pixels` is (height, width, 1 or 3) uint8 or uint16 over its whole range, of any size from 1×1, and is not
-        written to; `hole` is (height, width) bool with at least one pixel of either kind. The result is of the same
-        shape and dtype. Values under the hole don't matter, nor do those outside it in the result.
+        The parts are of one shape, at most `most_at_once` of the model's window, and are not written to; they may come
+        from several calls. Each result has its part's shape and dtype. Values under the hole don't matter, nor do those
+        outside it in the result; a part's fill does not depend on what it is filled together with.
         Models that work longer than a second or two call `progress` with the share of the work done, in [0, 1]; it
-        raises once the call is over.
+        raises once every call in the run is over.
         """
         ...
 

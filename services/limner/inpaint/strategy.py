@@ -22,7 +22,7 @@ from limner.core.mask import Mask, bounds, neighbourhoods
 from limner.core.picture import Picture, Pixels
 from limner.core.resample import resize
 from limner.inpaint.detail import enlarged_with_detail
-from limner.inpaint.filler import Filler, Options, Window
+from limner.inpaint.filler import Filler, Options, Part, Window
 from limner.inpaint.windows import blocks, fill
 from limner.runtime.job import Job
 
@@ -171,7 +171,7 @@ def inpaint(
             report(told)
 
         def fill_part(part: Pixels, hole: NDArray[np.bool_]) -> Pixels:
-            return model.fill(part, hole, options, progress)
+            return model.fill([Part(part, hole, options)], progress)[0]
 
         fills = [
             fill(part, hole, its_steps, window.side, fill_part, step_done)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from limner.core.picture import Pixels
-from limner.inpaint.filler import Options, Window
+from limner.inpaint.filler import Options, Part, Window
 
 _READS_A_STEP = 60_000_000  # pixels read in about a second: each filled one looks at a square around it
 
@@ -28,11 +27,12 @@ class Classic:
 
     flag: int
 
-    def fill(
-        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
-    ) -> Pixels:
-        mask = hole.astype(np.uint8)
-        if pixels.dtype == np.uint8:
-            return cv2.inpaint(pixels, mask, options.radius, self.flag).reshape(pixels.shape)
-        planes = [cv2.inpaint(plane, mask, options.radius, self.flag) for plane in cv2.split(pixels)]
+    def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
+        return [self._filled(part) for part in parts]
+
+    def _filled(self, part: Part) -> Pixels:
+        mask, radius = part.hole.astype(np.uint8), part.options.radius
+        if part.pixels.dtype == np.uint8:
+            return cv2.inpaint(part.pixels, mask, radius, self.flag).reshape(part.pixels.shape)
+        planes = [cv2.inpaint(plane, mask, radius, self.flag) for plane in cv2.split(part.pixels)]
         return np.stack(planes, axis=2)

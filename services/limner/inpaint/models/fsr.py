@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from limner.core.picture import Pixels
 from limner.core.placement import Placement
 from limner.engine.store import Store
 from limner.inpaint.depth import fill_in_eight_bits
-from limner.inpaint.filler import Filler, Options, Window
+from limner.inpaint.filler import Filler, Options, Part, Window
 
 CARD = ModelCard(
     name="fsr",
@@ -38,14 +38,16 @@ class Fsr:
     """At 8 bits only: OpenCV takes 16 and gives wrong values for them. It also changes pixels around the hole, which
     blending undoes."""
 
-    def fill(
-        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
-    ) -> Pixels:
-        known = np.where(hole, np.uint8(0), np.uint8(255))  # the opposite of what cv2.inpaint wants
+    def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
+        return [_filled(part) for part in parts]
 
-        def fill_eight(eight: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            filled = np.zeros_like(eight)
-            cv2.xphoto.inpaint(eight, known, filled, cv2.xphoto.INPAINT_FSR_FAST)
-            return filled
 
-        return fill_in_eight_bits(fill_eight, pixels, hole)
+def _filled(part: Part) -> Pixels:
+    known = np.where(part.hole, np.uint8(0), np.uint8(255))  # the opposite of what cv2.inpaint wants
+
+    def fill_eight(eight: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        filled = np.zeros_like(eight)
+        cv2.xphoto.inpaint(eight, known, filled, cv2.xphoto.INPAINT_FSR_FAST)
+        return filled
+
+    return fill_in_eight_bits(fill_eight, part.pixels, part.hole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from limner.core.picture import Pixels
 from limner.core.placement import Placement
 from limner.engine.store import Store
 from limner.inpaint.depth import fill_in_eight_bits
-from limner.inpaint.filler import Filler, Options, Window
+from limner.inpaint.filler import Filler, Options, Part, Window
 from limner.inpaint.worker import PatchMatchProcess
 
 CARD = ModelCard(
@@ -44,13 +44,14 @@ class PatchMatch:
         self._patch_radius = patch_radius
         self._process = PatchMatchProcess()
 
-    def fill(
-        self, pixels: Pixels, hole: NDArray[np.bool_], options: Options, progress: Callable[[float], None]
-    ) -> Pixels:
+    def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
+        return [self._filled(part, progress) for part in parts]
+
+    def _filled(self, part: Part, progress: Callable[[float], None]) -> Pixels:
         def fill_eight(eight: NDArray[np.uint8]) -> NDArray[np.uint8]:
             rgb = eight if eight.shape[2] == 3 else np.repeat(eight, 3, axis=2)
-            radius, seed = self._patch_radius, options.seed
-            filled = self._process.inpaint(rgb, hole, patch_radius=radius, seed=seed, progress=progress)
+            radius, seed = self._patch_radius, part.options.seed
+            filled = self._process.inpaint(rgb, part.hole, patch_radius=radius, seed=seed, progress=progress)
             return filled[:, :, : eight.shape[2]]  # of grey, the channels stay alike
 
-        return fill_in_eight_bits(fill_eight, pixels, hole)
+        return fill_in_eight_bits(fill_eight, part.pixels, part.hole)
