@@ -84,7 +84,7 @@ def card_at() -> Callable[..., ModelCard]:
     """`card_at(url, content)`: the card of a network with one file, `lama.onnx`, that is fetched from `url`."""
 
     def card_at(url: str, content: bytes = WEIGHTS, **changes: Any) -> ModelCard:
-        file = WeightFile("lama.onnx", url, hashlib.sha256(content).hexdigest(), len(content))
+        file = WeightFile("lama.onnx", url, f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
         card = ModelCard("lama", "inpaint", "Fills holes.", "Apache-2.0", "https://example.org/lama", (file,))
         return dataclasses.replace(card, **{"precisions": ("fp32", "bf16"), **changes})
 

