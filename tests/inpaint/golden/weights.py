@@ -23,6 +23,25 @@ def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, ND
     return {name: _values(name, tuple(shape), seed) for name, shape in shapes.items()}
 
 
+def pictures(count: int, height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return (count, 3, height, width) in [0, 1], smooth as photographs are: eight waves a channel, each up to six
+    times as long as the picture."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / np.array([height, width]).reshape(2, 1, 1)
+    turns = random.uniform(-6, 6, (2, count, 3, 8, 1, 1))
+    waves = np.cos(2 * np.pi * (turns[0] * y + turns[1] * x + random.uniform(0, 1, (count, 3, 8, 1, 1)))).sum(2)
+    return np.clip(0.5 + waves / 8, 0, 1).astype(np.float32)
+
+
+def holes(count: int, height: int, width: int) -> NDArray[np.float32]:
+    """Return (count, 1, height, width) of 0 and 1: a rectangle off the middle, a little further right in each."""
+    masks = np.zeros((count, 1, height, width), np.float32)
+    for index, mask in enumerate(masks):
+        left = width // 4 + index
+        mask[:, height // 3 : height * 2 // 3, left : left + width * 3 // 8] = 1
+    return masks
+
+
 def _values(name: str, shape: tuple[int, ...], seed: int) -> NDArray[Any]:
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
