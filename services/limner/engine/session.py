@@ -2,16 +2,20 @@
 
     session = open_session(store.path(card, "model.onnx"), placement)
     (upscaled,) = session.run({"input": batch})    # float32 NCHW in, float32 NCHW out
+    (upscaled,) = session.run({"input": batch}, check=job.check)    # given up in the middle once the call is over
 
-Engines are imported when the first session is opened: a server without networks never pays for them.
+Engines are imported when the first session is opened: a server without networks never pays for them. What a run takes
+on a CPU is given back when it ends: of several networks in one process only one runs, and what a session keeps for its
+largest run the others could not have.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,16 @@ from numpy.typing import NDArray
 
 from limner.core.errors import BadArgument, ModelNotInstalled, OutOfMemory
 from limner.core.placement import Placement
+from limner.engine.memory import trim
 from limner.runtime.cpus import cpu_count
 
 OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "alloc_failed", "cannot allocate memory")
 """What the engines' messages say, in lower case, when an allocation failed."""
+
+CHECK_EVERY_S = 0.03  # how often a run asks whether it is still wanted
+
+Check = Callable[[], object]
+"""Raises once the work isn't wanted any more, such as `Job.check`."""
 
 
 class Session(ABC):
@@ -31,13 +41,18 @@ class Session(ABC):
     input_names: list[str]
     output_names: list[str]
 
-    def run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return the outputs in the order of `output_names`, the caller's to keep. Raises OutOfMemory."""
+    def run(self, inputs: dict[str, NDArray[Any]], check: Check | None = None) -> list[NDArray[Any]]:
+        """Return the outputs in the order of `output_names`, the caller's to keep. Raises OutOfMemory.
+
+        `check` is called on the calling thread every CHECK_EVERY_S while the network runs. If it raises, the engine
+        stops after the operator it is at (of large pictures some take half a second), and the exception goes on to the
+        caller; the session can be used again.
+        """
         with _allocations():
-            return self._run(inputs)
+            return self._run(inputs, check)
 
     @abstractmethod
-    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
+    def _run(self, inputs: dict[str, NDArray[Any]], check: Check | None) -> list[NDArray[Any]]: ...
 
 
 def open_session(model: Path | bytes, placement: Placement, *, thread_count: int | None = None) -> Session:
@@ -60,7 +75,7 @@ def open_session(model: Path | bytes, placement: Placement, *, thread_count: int
 
 
 class OnnxRuntimeSession(Session):
-    """ONNX Runtime on the CPU or on CUDA, fp32."""
+    """ONNX Runtime on the CPU or on CUDA, in the precision that the file is written in."""
 
     def __init__(self, model: Path | bytes, placement: Placement, threads: int) -> None:
         import onnxruntime
@@ -86,19 +101,73 @@ class OnnxRuntimeSession(Session):
                 f"ONNX Runtime could not use {placement.device}: CUDA or cuDNN is missing; "
                 "pip install 'onnxruntime-gpu[cuda,cudnn]', or set device to cpu"
             )
+        self._make_options = onnxruntime.RunOptions
+        self._on_cpu = placement.device == "cpu"
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
 
-    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return list(self._session.run(self.output_names, inputs))
+    def _run(self, inputs: dict[str, NDArray[Any]], check: Check | None) -> list[NDArray[Any]]:
+        options = self._make_options()
+        if self._on_cpu:  # on CUDA, to allocate anew would make the device wait
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+        def run() -> list[NDArray[Any]]:
+            return list(self._session.run(self.output_names, inputs, options))
+
+        if check is None:
+            return run()
+        # `run_async` would need a second thread in the engine's pool, which a container with one CPU has not.
+        turn = _Turn(run)
+        try:
+            while not turn.ended(CHECK_EVERY_S):
+                check()
+        except BaseException:
+            options.terminate = True
+            turn.wait()
+            raise
+        return turn.result()
+
+
+class _Turn:
+    """A function on a thread of its own, which is awaited in steps."""
+
+    def __init__(self, function: Callable[[], list[NDArray[Any]]]) -> None:
+        self._function = function
+        self._outputs: list[NDArray[Any]] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="limner-onnxruntime", daemon=True)
+        self._thread.start()
+
+    def ended(self, within_s: float) -> bool:
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        self._thread.join()
+
+    def result(self) -> list[NDArray[Any]]:
+        if self._error is not None:
+            error, self._error = self._error, None  # its traceback leads back here, and holds pictures
+            raise error
+        return self._outputs
+
+    def _work(self) -> None:
+        try:
+            self._outputs = self._function()
+        except Exception as error:  # raised where the result is asked for
+            self._error = error
 
 
 class OpenVinoSession(Session):
-    """OpenVINO on the CPU, fp32 or bf16. Inputs and outputs are what the file says, in either."""
+    """OpenVINO on the CPU. Inputs and outputs are what the file says, whatever it computes in.
+
+    An int8 file says itself which operators are int8; the rest of it runs in fp32, as with bf16 in between OpenVINO
+    converts to and fro (LaMa at 256²: 0.33 s instead of 0.22 s).
+    """
 
     def __init__(self, model: Path | bytes, placement: Placement, threads: int) -> None:
         openvino = _import_openvino()
-        precision = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[placement.precision]
+        precision = openvino.Type.bf16 if placement.precision == "bf16" else openvino.Type.f32
         core = openvino.Core()
         settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -114,11 +183,28 @@ class OpenVinoSession(Session):
         self.input_names = [port.any_name for port in self._compiled.inputs]
         self.output_names = [port.any_name for port in self._compiled.outputs]
 
-    def _run(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        # Not `infer`: with a single thread it drops exceptions and returns empty arrays (2026.4).
-        self._request.start_async(inputs, share_inputs=True)
-        self._request.wait()
-        return [self._request.get_output_tensor(index).data.copy() for index in range(len(self.output_names))]
+    def _run(self, inputs: dict[str, NDArray[Any]], check: Check | None) -> list[NDArray[Any]]:
+        try:
+            # Not `infer`: with a single thread it drops exceptions and returns empty arrays (2026.4).
+            self._request.start_async(inputs, share_inputs=True)
+            if check is not None:
+                self._await(check)
+            self._request.wait()
+            return [self._request.get_output_tensor(index).data.copy() for index in range(len(self.output_names))]
+        finally:
+            self._compiled.release_memory()
+            trim()
+
+    def _await(self, check: Check) -> None:
+        """Return when the run has ended, well or not. Raises as `check` does, once the run has stopped."""
+        try:
+            while not self._request.wait_for(round(CHECK_EVERY_S * 1000)):
+                check()
+        except BaseException:
+            self._request.cancel()
+            with suppress(RuntimeError):  # that it was cancelled
+                self._request.wait()
+            raise
 
 
 def _import_openvino() -> Any:

@@ -19,15 +19,18 @@ def cpu_count(root: Path = Path("/")) -> int:
 
 def _cgroup_quota(root: Path) -> float | None:
     """Return the CPUs that the tightest cgroup above this process allows, or None if none sets a limit."""
-    quotas = [quota for directory in _cgroups(root) if (quota := _quota(directory)) is not None]
+    quotas = [quota for directory in cgroups(root, "cpu") if (quota := _quota(directory)) is not None]
     return min(quotas, default=None)
 
 
-def _cgroups(root: Path) -> list[Path]:
-    """Return the directories of this process's cgroup and of those above it, in version 2's and version 1's places."""
+def cgroups(root: Path, controller: str) -> list[Path]:
+    """Return the directories of this process's cgroup and of those above it, in version 2's and version 1's places.
+
+    `controller` is `cpu` or `memory`, which version 1 keeps apart.
+    """
     directories = []
-    for base, controller in ((root / "sys/fs/cgroup", ""), (root / "sys/fs/cgroup/cpu", "cpu")):
-        path = _own_cgroup(root, controller)
+    for base, name in ((root / "sys/fs/cgroup", ""), (root / "sys/fs/cgroup" / controller, controller)):
+        path = _own_cgroup(root, name)
         directories += [base / part for part in (path, *path.parents)]
     return directories
 

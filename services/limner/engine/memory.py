@@ -1,0 +1,121 @@
+"""How much memory there is and how much of it this process has, in bytes. Knows no model.
+
+On Linux everything is read from /proc and the cgroups; elsewhere what can't be found out is 0, or None, and whoever
+asks does without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from limner.runtime.cpus import cgroups
+
+T = TypeVar("T")
+
+SAMPLE_EVERY_S = 0.005  # where the system doesn't keep the peak
+
+
+def in_use(root: Path = Path("/")) -> int:
+    """Return the memory that this process has now (its resident set)."""
+    return _field(root / "proc/self/status", "VmRSS") or 0
+
+
+def free(root: Path = Path("/")) -> int | None:
+    """Return what this process could still get without swapping: what the machine has available, and no more than the
+    tightest cgroup above the process leaves. None if the system doesn't say. `root` is where `proc` and `sys` are."""
+    left = [available] if (available := _field(root / "proc/meminfo", "MemAvailable")) is not None else []
+    left += [left_there for directory in cgroups(root, "memory") if (left_there := _left(directory)) is not None]
+    return min(left, default=None)
+
+
+def trim() -> None:
+    """Give what was freed back to the system. Without it, glibc keeps a good part for later."""
+    if (malloc_trim := _malloc_trim()) is not None:
+        malloc_trim(0)
+
+
+def collect() -> None:
+    """Free what nobody refers to any more, and give it back to the system."""
+    gc.collect()
+    trim()
+
+
+def peak_of(function: Callable[[], T]) -> tuple[T, int]:
+    """Call `function` and return its result and the most memory that this process had meanwhile."""
+    if _reset_peak():
+        result = function()
+        return result, _field(Path("/proc/self/status"), "VmHWM") or 0
+    with _Sampler() as sampler:
+        result = function()
+    return result, sampler.peak
+
+
+class _Sampler:
+    """Looks at the memory in use all the time, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.peak = in_use()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="limner-memory", daemon=True)
+
+    def __enter__(self) -> _Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._over.wait(SAMPLE_EVERY_S):
+            self.peak = max(self.peak, in_use())
+
+
+def _reset_peak() -> bool:
+    """Let the peak begin anew at what is in use now; False where the system doesn't do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _field(path: Path, name: str) -> int | None:
+    """Return a line's figure, which is in KiB: `VmRSS:    1234 kB`."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    figures = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return next((int(figure) << 10 for figure in figures), None)
+
+
+def _left(directory: Path) -> int | None:
+    """Return what one cgroup leaves, or None if it sets no limit. Cached files count as left: they go when needed."""
+    for limit_name, usage_name, cache_name in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = int((directory / limit_name).read_text())
+            usage = int((directory / usage_name).read_text())
+            statistics = (directory / "memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # no such file, or `max`
+            continue
+        cached = next((int(line.split()[1]) for line in statistics if line.split()[0] == cache_name), 0)
+        return max(limit - usage + cached, 0)
+    return None
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library; Windows
+        return None
