@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+from limner.export.networks import migan
 
 
 @dataclass(frozen=True)
@@ -25,5 +28,21 @@ class Export:
     dynamic: Mapping[str, Mapping[int, str]]  # axes that may differ from the example's: {"image": {0: "batch"}}
 
 
-EXPORTS: dict[str, tuple[Export, ...]] = {}
+EXPORTS: dict[str, tuple[Export, ...]] = {
+    "migan": (
+        Export(
+            file="migan_traced.pt",
+            onnx="network.onnx",
+            network=migan.Migan,
+            prefixes=("", "model.", "generator."),
+            wrap=migan.MiganFill,
+            inputs=lambda: {
+                "image": torch.rand(1, 3, migan.SIZE, migan.SIZE),
+                "mask": torch.zeros(1, 1, migan.SIZE, migan.SIZE),
+            },
+            outputs=("filled",),
+            dynamic={"image": {0: "batch"}, "mask": {0: "batch"}, "filled": {0: "batch"}},
+        ),
+    ),
+}
 """By the model's name; one for each file of its card, in the card's order."""

@@ -1,0 +1,95 @@
+"""MI-GAN against the original code's outputs on the same weights; golden/README.md says how those were made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from limner.core.placement import Placement
+from limner.engine.session import open_session
+from limner.export.exports import EXPORTS
+from limner.export.networks.migan import SIZE, Migan, MiganFill
+from limner.export.onnx_file import write_onnx
+from tests.inpaint.golden.migan_weights import migan_weights
+from tests.inpaint.golden.weights import holes, pictures
+
+GOLDEN = Path(__file__).parent / "golden"
+BATCHES = {"native": 1, "batch": 2}
+STRIDE = 5
+
+
+@pytest.fixture(scope="module")
+def network() -> Migan:
+    """Ours with the weights that the original had."""
+    torch.set_num_threads(2)
+    network = Migan().eval()
+    state = network.state_dict()
+    smoothing = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
+    for name, values in state.items():  # the constants of the original
+        if name.endswith("filter.weight"):
+            values[:] = torch.from_numpy(smoothing) * (4 if ".upsample." in name else 1)
+        elif name.endswith("filter_const"):
+            values[:, :, ::2, ::2] = 1
+    weights = migan_weights({name: tuple(values.shape) for name, values in state.items()})
+    network.load_state_dict({**state, **{name: torch.from_numpy(values) for name, values in weights.items()}})
+    return network
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, NDArray[np.float32]]:
+    with np.load(GOLDEN / "migan.npz") as outputs:
+        return dict(outputs)
+
+
+def in_unit_range(drawn: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the original draws, about -1 to 1, as what is served."""
+    return drawn / 2 + 0.5
+
+
+def thinned(filled: NDArray[np.float32]) -> NDArray[np.float32]:
+    return filled[:, :, ::STRIDE, ::STRIDE]
+
+
+def inputs_of(count: int) -> dict[str, NDArray[np.float32]]:
+    """The golden's own pictures and holes, with rubbish under the holes."""
+    mask = holes(count, SIZE, SIZE)
+    return {"image": np.where(mask > 0, np.float32(0.77), pictures(count, SIZE, SIZE)), "mask": mask}
+
+
+def test_parameters_are_the_published_ones(network: Migan) -> None:
+    shapes = {name: "x".join(map(str, values.shape)) for name, values in network.state_dict().items()}
+    lines = (GOLDEN / "migan.names.txt").read_text().splitlines()
+    assert shapes == {name: shape for name, _, shape in (line.partition(" ") for line in lines)}
+    assert sum(values.numel() for values in network.parameters()) == 5_973_366
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_torch_equals_the_original(name: str, network: Migan, golden: dict[str, NDArray[np.float32]]) -> None:
+    inputs = {key: torch.from_numpy(values) for key, values in inputs_of(BATCHES[name]).items()}
+    with torch.no_grad():
+        filled = MiganFill(network)(**inputs).numpy()
+    np.testing.assert_allclose(thinned(filled), in_unit_range(golden[name]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_exported_file_equals_the_original(
+    engine: str, network: Migan, golden: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    (export,) = EXPORTS["migan"]
+    path = tmp_path / export.onnx
+    write_onnx(export.wrap(network), export.inputs(), export.outputs, path, dynamic=export.dynamic)
+    session = open_session(path, Placement("cpu", "fp32", engine, "a test"))
+    for name, count in BATCHES.items():
+        (filled,) = session.run(inputs_of(count))
+        np.testing.assert_allclose(thinned(filled), in_unit_range(golden[name]), rtol=0, atol=1e-3)
+
+
+def test_the_golden_depends_on_what_it_should(golden: dict[str, NDArray[Any]]) -> None:
+    first, second = golden["batch"]
+    assert np.abs(first - second).mean() > 0.1  # another picture, another output
+    assert all(0.5 < channel.std() < 3 for channel in first)  # alive, and nothing is cut off
