@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from limner.core.card import ModelCard
@@ -47,6 +49,87 @@ def test_auto_falls_back_to_fp32_and_says_what_was_lacking(card, machine, engine
     assert reason in placement.reason
 
 
+EVERY = ModelCard("mat", "inpaint", "", "", "", precisions=("fp32", "bf16", "fp16", "int8"))
+CLOSE = {"bf16": 0.001, "fp16": 0.0001, "int8": 0.003}
+VNNI = Machine(BOTH, frozenset({"avx2", "avx512_vnni"}))
+ZEN4_VNNI = Machine(BOTH, frozenset({"avx512_bf16", "avx512_vnni"}))
+
+
+@pytest.mark.parametrize(
+    ("machine", "differences", "precision", "engine", "reason"),
+    [
+        (ZEN4_VNNI, CLOSE, "bf16", "openvino", "AVX512-BF16 and it differs from fp32 by 0.26 of 255 levels"),
+        (ZEN4_VNNI, CLOSE | {"bf16": 0.005}, "int8", "openvino", "bf16 differs from fp32 by 1.3 of 255 levels, more"),
+        (ZEN4_VNNI, {"bf16": 0.005, "int8": 0.005}, "fp32", "openvino", "and int8 differs"),
+        (VNNI, CLOSE, "int8", "openvino", "AVX512-VNNI and it differs from fp32 by 0.77"),
+        (VNNI, {}, "fp32", "openvino", "no int8 file was made of it"),
+        (Machine(BOTH, frozenset({"avx_vnni"})), CLOSE, "int8", "openvino", "AVX-VNNI"),
+        (Machine(BOTH, frozenset({"amx_int8"})), CLOSE, "int8", "openvino", "AMX"),
+        (Machine(frozenset({"onnxruntime"}), ZEN4_VNNI.cpu_flags), CLOSE, "int8", "onnxruntime", "limner[openvino]"),
+        (PLAIN, CLOSE, "fp32", "openvino", "no VNNI"),
+        (GPU, CLOSE, "fp16", "onnxruntime", "differs from fp32 by 0.026"),
+        (GPU, {}, "fp32", "onnxruntime", "no fp16 file"),
+        (GPU, {"fp16": 1 / 254}, "fp32", "onnxruntime", "fp16 differs"),
+    ],
+)
+def test_auto_follows_the_processor_and_the_measured_differences(machine, differences, precision, engine, reason):
+    placement = place(EVERY, machine, differences=differences)
+    assert (placement.precision, placement.engine) == (precision, engine)
+    assert reason in placement.reason
+
+
+def test_a_difference_of_just_one_level_is_accepted():
+    assert place(EVERY, ZEN4_VNNI, differences={"bf16": 1 / 255}).precision == "bf16"
+
+
+LARGE = replace(EVERY, memory_estimate_bytes=500 << 20, memory_per_pixel_bytes=1400)  # and 350 MiB for a call
+
+
+@pytest.mark.parametrize(
+    ("machine", "differences", "available_mib", "precision"),
+    [
+        (ZEN4_VNNI, CLOSE, 638, "bf16"),
+        (ZEN4_VNNI, CLOSE, 630, "int8"),
+        (ZEN4_VNNI, CLOSE, 10, "int8"),  # the smallest there is: what it lacks is told at loading
+        (ZEN4_VNNI, {}, 10, "bf16"),
+        (PLAIN, CLOSE, 850, "fp32"),
+        (PLAIN, CLOSE, 849, "int8"),  # slow without VNNI, but it fits
+        (GPU, CLOSE, 10, "fp16"),
+        (ZEN4_VNNI, CLOSE, None, "bf16"),
+    ],
+)
+def test_auto_takes_a_smaller_precision_where_the_faster_one_does_not_fit(
+    machine, differences, available_mib, precision
+):
+    available_bytes = None if available_mib is None else available_mib << 20
+    placement = place(LARGE, machine, differences=differences, available_bytes=available_bytes)
+    assert placement.precision == precision
+    if (machine, available_mib) == (ZEN4_VNNI, 630):
+        assert "bf16 would need about 637 MiB and 630 MiB are free" in placement.reason
+
+
+@pytest.mark.parametrize(
+    ("machine", "differences", "precision", "why"),
+    [
+        (ZEN4, {}, "int8", "mat runs in fp32, bf16, not in int8: no int8 file was made of it"),
+        (ZEN4, {"int8": 0.02}, "int8", "int8 differs from fp32 by 5.1 of 255 levels"),
+        (ZEN4, {"bf16": 0.02}, "bf16", "bf16 differs"),
+        (ZEN4, CLOSE, "fp16", "no engine gains by fp16 on a CPU; set precision to auto or fp32"),
+        (GPU, CLOSE, "int8", "doesn't run int8 on cuda:0"),
+    ],
+)
+def test_a_precision_that_is_asked_for_is_refused_if_it_would_be_wrong(machine, differences, precision, why):
+    with pytest.raises(BadArgument, match=why):
+        place(EVERY, machine, precision=precision, differences=differences)
+
+
+@pytest.mark.parametrize(("machine", "precision"), [(ZEN4, "int8"), (PLAIN, "int8"), (GPU, "fp16")])
+def test_a_precision_that_is_asked_for_is_kept_where_it_is_good(machine, precision):
+    placement = place(EVERY, machine, precision=precision, differences=CLOSE, available_bytes=0)
+    assert placement.precision == precision
+    assert f"{precision} was asked for" in placement.reason
+
+
 def test_auto_takes_the_first_cuda_device():
     placement = place(NETWORK, GPU)
     assert (placement.device, placement.precision, placement.engine) == ("cuda:0", "fp32", "onnxruntime")
@@ -57,7 +140,7 @@ def test_auto_takes_the_first_cuda_device():
 
 def test_a_forced_precision_is_kept():
     assert place(NETWORK, ZEN4, precision="fp32").precision == "fp32"
-    assert place(NETWORK, ZEN4, precision="bf16").reason.startswith("asked for")
+    assert place(NETWORK, ZEN4, precision="bf16").reason.startswith("bf16 was asked for")
 
 
 def test_the_thread_count_is_carried():
@@ -85,7 +168,7 @@ def test_a_device_that_is_not_there_is_refused_with_the_mend(machine, device, me
     [
         (NETWORK, PLAIN, "auto", "bf16", "neither AMX nor AVX512-BF16"),
         (NETWORK, Machine(frozenset({"onnxruntime"}), ZEN4.cpu_flags), "auto", "bf16", r"limner\[openvino\]"),
-        (NETWORK, GPU, "cuda:0", "bf16", "auto or fp32"),
+        (NETWORK, GPU, "cuda:0", "bf16", "auto, fp32 or fp16"),
         (FP32_ONLY, ZEN4, "auto", "bf16", "sam runs in fp32, not in bf16"),
         (NETWORK, ZEN4, "auto", "fp64", "fp32, fp16, bf16"),
     ],

@@ -37,5 +37,6 @@ class ModelCard:
     size_multiple: int = 1  # sides are padded to multiples of this
     minimum_side: int = 1  # smaller pictures are padded to this
     precisions: tuple[str, ...] = ("native",)
-    memory_estimate_bytes: int = 0  # of the loaded model
+    memory_estimate_bytes: int = 0  # of the loaded model, fp32
+    memory_per_pixel_bytes: int = 0  # of one call at its peak, for each pixel that the network sees, fp32
     engine: str = "opencv"  # what runs an algorithm; a network's is picked by `limner.engine.placement`
