@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from limner.core.errors import BadMask, Cancelled
 from limner.core.geometry import Box, Size
+from limner.core.mask import holes
 from limner.core.picture import Picture
 from limner.inpaint.filler import Filler, Options, Part, Window
 from limner.inpaint.models import MODELS
 from limner.inpaint.strategy import Plan, Region, Strategy, _blend, inpaint, plan
+from limner.inpaint.windows import blocks
 from limner.runtime.job import Job
 
 Array = NDArray[Any]
@@ -167,6 +169,107 @@ def test_the_model_sees_no_more_of_a_large_picture_than_of_a_small_one(strategy:
         inpaint(picture, mask, plan(mask, strategy, window), grey, window, Options(), job)
         seen.append(sum(hole.size for hole in grey.holes))
     assert seen[0] == seen[1] == 456 * 456
+
+
+FREE = Window(64, 32, context=3.0, least=32, step=8)  # as LaMa's, which takes any size, but an eighth of it
+FIXED = Window(32, 16, context=3.0, least=64, step=64)  # as those that take one size alone
+
+
+def side_fits(side: int, picture: int, window: Window) -> bool:
+    """Say whether a neighbourhood's side is one that the model's parts have, or all there is."""
+    return side == picture or (side >= window.least and side % window.step == 0)
+
+
+@pytest.mark.parametrize("window", [FREE, FIXED], ids=["free", "fixed"])
+@pytest.mark.parametrize("strategy", [Strategy.AUTO, Strategy.CROP])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_networks_see_three_times_the_holes_side_in_parts_of_few_shapes(
+    window: Window, strategy: Strategy, data: st.DataObject
+) -> None:
+    size = data.draw(st.tuples(st.integers(8, 700), st.integers(8, 700)))
+    boxes = [
+        Box(data.draw(st.integers(0, size[1] - 1)), data.draw(st.integers(0, size[0] - 1)), width, height)
+        for width, height in data.draw(
+            st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=4)
+        )
+    ]
+    mask = mask_of(size, *boxes)
+    mask[0, 0], mask[-1, -1] = 0, 255
+    covered = np.zeros(size, int)
+    how = plan(mask, strategy, window)
+    for region in how.regions:
+        box, seen = region.box, region.size
+        assert min(box.x, box.y) >= 0
+        assert box.right <= size[1]
+        assert box.bottom <= size[0]
+        covered[box.slices()] += 1
+        if region.reduced:
+            assert strategy is Strategy.AUTO
+            assert max(seen.width, seen.height) == window.side
+            assert box.width == size[1] or seen.width % window.step == 0
+            assert box.height == size[0] or seen.height % window.step == 0
+            factor = window.side / max(box.width, box.height)
+            assert abs(seen.width - factor * box.width) < 1
+            assert abs(seen.height - factor * box.height) < 1
+        elif not how.reason.startswith("auto: original"):
+            assert side_fits(box.width, size[1], window)
+            assert side_fits(box.height, size[0], window)
+    assert covered.max() == 1
+    assert covered[mask > 0].all()
+    for hole in holes(mask):
+        (region,) = [region for region in how.regions if region.box.overlaps(hole)]
+        assert region.box.width >= min(3 * hole.width, size[1])
+        assert region.box.height >= min(3 * hole.height, size[0])
+
+
+def test_a_neighbourhood_at_the_edge_is_moved_inwards_and_keeps_its_size() -> None:
+    for hole in (Box(0, 0, 20, 20), Box(380, 280, 20, 20), Box(0, 280, 20, 20)):
+        (region,) = plan(mask_of((300, 400), hole), Strategy.AUTO, FIXED).regions
+        assert region == Region(Box(min(hole.x, 400 - 64), min(hole.y, 300 - 64), 64, 64), Size(64, 64))
+
+
+def test_networks_see_a_picture_that_is_smaller_than_their_least_as_it_is() -> None:
+    how = plan(mask_of((40, 50), Box(5, 5, 4, 4)), Strategy.AUTO, FIXED)
+    assert how.regions == (Region(Box(0, 0, 50, 40), Size(50, 40)),)
+
+
+def test_networks_are_shown_each_direction_of_a_scratch_by_its_own_side() -> None:
+    (region,) = plan(mask_of((600, 900), Box(300, 300, 40, 4)), Strategy.AUTO, FREE).regions
+    assert region.box.size == Size(120, 32)
+
+
+def test_the_reason_says_what_a_network_sees() -> None:
+    holes = [Box(100, 100, 20, 20), Box(300, 300, 40, 20)]
+    assert "the model sees 64 × 64 to 120 × 64, 3 times its hole or more" in (
+        plan(mask_of((600, 900), *holes), Strategy.AUTO, FREE).reason
+    )
+
+
+def test_a_margin_for_crop_is_obeyed_to_the_pixel_and_widens_what_auto_shows() -> None:
+    mask = mask_of((600, 900), Box(300, 300, 20, 20))
+    for window in (FREE, FIXED):
+        assert plan(mask, Strategy.CROP, window, margin=5).regions[0].box == Box(295, 295, 30, 30)
+    assert plan(mask, Strategy.AUTO, FREE, margin=50).regions[0].box == Box(250, 250, 120, 120)
+    assert plan(mask, Strategy.AUTO, FREE, margin=5).regions[0].box.size == Size(64, 64)
+
+
+def test_a_network_of_one_size_is_given_nothing_else(job: Job) -> None:
+    mask = mask_of((1300, 1500), Box(30, 30, 20, 20), Box(300, 1100, 300, 9), Box(900, 300, 100, 150))
+    grey = Grey()
+    how = plan(mask, Strategy.AUTO, FIXED)
+    assert [region.reduced for region in how.regions].count(True) == 1
+    inpaint(picture_of(1300, 1500), mask, how, grey, FIXED, Options(), job)
+    assert {hole.shape for hole in grey.holes} == {(64, 64)}
+
+
+def test_every_step_of_a_network_shows_three_times_what_it_fills(job: Job) -> None:
+    mask = mask_of((200, 1500), Box(100, 90, 1300, 9))
+    for window in (FREE, FIXED):
+        (region,) = plan(mask, Strategy.AUTO, window).regions
+        steps = blocks(mask[region.box.slices()] > 0, window)
+        assert len(steps) > 1
+        assert all(3 * max(step.width, step.height) <= window.side for step in steps)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

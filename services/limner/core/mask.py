@@ -194,24 +194,27 @@ def bounds(mask: Mask) -> Box | None:
 
 def neighbourhoods(mask: Mask, margin: int | Callable[[Box], int]) -> list[Box]:
     """Return boxes around connected holes (where the mask isn't 0), grown by `margin` inside the picture, overlapping
-    ones merged until none overlap; from the top, then the left. `margin` may depend on the hole's box.
+    ones merged until none overlap; from the top, then the left. `margin` may depend on the hole's box."""
+    size = Size(mask.shape[1], mask.shape[0])
+    return merged([box.grown(margin(box) if callable(margin) else margin, size) for box in holes(mask)])
 
-    Of more than a few thousand holes (noise) those near each other share a box from the start: time stays bounded.
+
+def holes(mask: Mask) -> list[Box]:
+    """Return the boxes of connected holes (where the mask isn't 0), which may overlap.
+
+    Of more than a few thousand holes (noise) those near each other share a box: time stays bounded.
     """
     covered = bounds(mask)
     if covered is None:
         return []
     part = (mask[covered.slices()] > 0).astype(np.uint8)
     _, _, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
-    holes = stats[1:, :4].astype(np.int64)
-    holes[:, 2:] += holes[:, :2]  # left, top, right, bottom
-    if len(holes) > _MANY_HOLES:
-        holes = _gathered(holes)
-    holes += (covered.x, covered.y, covered.x, covered.y)
-    boxes = [Box(left, top, right - left, bottom - top) for left, top, right, bottom in holes.tolist()]
-    size = Size(mask.shape[1], mask.shape[0])
-    grown = [box.grown(margin(box) if callable(margin) else margin, size) for box in boxes]
-    return sorted(_merged(grown), key=lambda box: (box.y, box.x))
+    found = stats[1:, :4].astype(np.int64)
+    found[:, 2:] += found[:, :2]  # left, top, right, bottom
+    if len(found) > _MANY_HOLES:
+        found = _gathered(found)
+    found += (covered.x, covered.y, covered.x, covered.y)
+    return [Box(left, top, right - left, bottom - top) for left, top, right, bottom in found.tolist()]
 
 
 def _gathered(holes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -225,8 +228,8 @@ def _gathered(holes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.hstack([np.minimum.reduceat(sides[:, :2], firsts), np.maximum.reduceat(sides[:, 2:], firsts)])
 
 
-def _merged(boxes: Sequence[Box]) -> list[Box]:
-    """Return boxes that cover the given ones and don't overlap."""
+def merged(boxes: Sequence[Box]) -> list[Box]:
+    """Return boxes that cover the given ones and don't overlap; from the top, then the left."""
     apart = np.empty((0, 4), np.int64)  # left, top, right, bottom of boxes that don't overlap
     for box in boxes:
         new = np.array([box.x, box.y, box.right, box.bottom], np.int64)
@@ -242,4 +245,5 @@ def _merged(boxes: Sequence[Box]) -> list[Box]:
             )
             apart = apart[~touched]
         apart = np.vstack([apart, new])
-    return [Box(left, top, right - left, bottom - top) for left, top, right, bottom in apart.tolist()]
+    joined = [Box(left, top, right - left, bottom - top) for left, top, right, bottom in apart.tolist()]
+    return sorted(joined, key=lambda box: (box.y, box.x))

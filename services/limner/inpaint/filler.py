@@ -49,15 +49,18 @@ class Window:
     parts: int = 1  # how many steps of progress one such step is told in, for models that tell how far they are
     context: float = 0.0  # of networks: they see at least so many times a hole's side; 0: the margin around it counts
     least: int = 1  # neighbourhoods are at least this large, where the picture is
-    step: int = (
-        1  # neighbourhoods' sides are multiples of this, where the picture is that large: few shapes, many alike
-    )
+    step: int = 1  # neighbourhoods' sides are multiples of this, where the picture is that large: many are of one shape
     most_at_once: int = 1  # parts of one shape in one run
 
     @property
     def side(self) -> int:
         """The longest side of what is done in one step."""
         return self.block + 2 * self.margin
+
+    @property
+    def stride(self) -> int:
+        """The longest side of what is filled in one step, where there are several: each has its context too."""
+        return min(self.block, int(self.side / self.context)) if self.context else self.block
 
 
 class Filler(Protocol):

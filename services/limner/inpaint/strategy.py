@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 
 import cv2
 import numpy as np
@@ -17,18 +18,19 @@ from numpy.typing import NDArray
 
 from limner.core.blend import blend
 from limner.core.errors import BadMask
-from limner.core.geometry import Box, Size
-from limner.core.mask import Mask, bounds, neighbourhoods
+from limner.core.geometry import Box, Size, padding_to_multiple
+from limner.core.mask import Mask, bounds, holes, merged, neighbourhoods
 from limner.core.picture import Picture, Pixels
 from limner.core.resample import resize
 from limner.inpaint.detail import enlarged_with_detail
 from limner.inpaint.filler import Filler, Options, Part, Window
-from limner.inpaint.windows import blocks, fill
+from limner.inpaint.windows import around, blocks, fill
 from limner.runtime.job import Job
 
 DEFAULT_MARGIN = 128
 DEFAULT_RESIZE_LIMIT = 1280
 _MOST = 0.5  # neighbourhoods of more than this part of a picture are not worth cutting out
+_MOST_IN_CONTEXT = 0.75  # of networks, whose time goes with what they see and which have all the context they need
 
 
 class Strategy(Enum):
@@ -71,8 +73,9 @@ def plan(
     """Return what the model is to see.
 
     `mask` is (height, width) uint8. `window` is what the model works on in one step: `AUTO` cuts out neighbourhoods and
-    reduces those that are larger. `margin` in pixels is for `CROP` and `AUTO`, by default 128, and a quarter of
-    the hole's longer side where that is more. `resize_limit` is the longer side for `RESIZE`, by default 1280.
+    reduces those that are larger. Their sides are `window.context` times the hole's, or more; without a context, and
+    for `CROP` with a `margin`, it is the margin that counts, by default 128 pixels, and a quarter of the hole's longer
+    side where that is more. `resize_limit` is the longer side for `RESIZE`, by default 1280.
     Raises BadMask for a mask that covers everything: there is nothing to fill from.
     """
     if mask.all():
@@ -84,26 +87,65 @@ def plan(
     if strategy is Strategy.RESIZE:
         region = Region(whole, _reduced(size, resize_limit or DEFAULT_RESIZE_LIMIT))
         return Plan((region,), f"resize, as asked: the model sees {_words(region.size)} of {_words(size)}")
-    boxes = neighbourhoods(mask, lambda hole: _margin(hole, margin))
+    reduces = strategy is Strategy.AUTO
+    follows_context = window.context > 0 and (reduces or margin is None)
+    if follows_context:
+        regions = _in_context(mask, window, margin or 0, reduces=reduces)
+    else:
+        boxes = neighbourhoods(mask, lambda hole: _margin(hole, margin))
+        sizes = [
+            _reduced(box.size, window.side) if reduces and _is_bulky(mask, box, window) else box.size for box in boxes
+        ]
+        regions = [Region(box, seen) for box, seen in zip(boxes, sizes, strict=True)]
+    sight = f"; the model sees {_sights(regions)}, {window.context:g} times its hole or more" if follows_context else ""
     if strategy is Strategy.CROP:
-        return Plan(tuple(Region(box, box.size) for box in boxes), f"crop, as asked: {_count(boxes)} at full size")
-    return _automatic(mask, boxes, window)
-
-
-def _automatic(mask: Mask, boxes: list[Box], window: Window) -> Plan:
-    size = Size(mask.shape[1], mask.shape[0])
-    part = sum(box.area for box in boxes) / size.pixels
-    if part > _MOST and max(size.width, size.height) <= window.side:
-        whole = Box(0, 0, size.width, size.height)
+        return Plan(tuple(regions), f"crop, as asked: {_count(regions)} at full size{sight}")
+    part = sum(region.box.area for region in regions) / size.pixels
+    if part > (_MOST_IN_CONTEXT if follows_context else _MOST) and max(size.width, size.height) <= window.side:
         why = f"auto: original, since the holes' neighbourhoods are {part:.0%} of {_words(size)}"
         return Plan((Region(whole, size),), why)
-    regions = tuple(
-        Region(box, _reduced(box.size, window.side) if _is_bulky(mask, box, window) else box.size) for box in boxes
-    )
-    why = f"auto: crop, {_count(boxes)}, {max(part, 0.001):.1%} of {_words(size)}"
+    why = f"auto: crop, {_count(regions)}, {max(part, 0.001):.1%} of {_words(size)}{sight}"
     if bulky := sum(region.reduced for region in regions):
         why += f"; reduced to {window.side} for the model: {bulky}, whose holes are large"
-    return Plan(regions, why)
+    return Plan(tuple(regions), why)
+
+
+def _in_context(mask: Mask, window: Window, margin: int, *, reduces: bool) -> list[Region]:
+    """Return neighbourhoods whose sides are `window.context` times their hole's, and `margin` around it, or more.
+
+    Merged ones grow to the next step again, and may touch others by that, so it goes on until they lie apart.
+    """
+    size = Size(mask.shape[1], mask.shape[0])
+    boxes = [around(hole, _wanted(hole, window, margin), size) for hole in holes(mask)]
+    while True:
+        regions = []
+        for box in merged(boxes):
+            box = around(box, padding_to_multiple(box.size, window.step, window.least), size)
+            bulky = reduces and _is_bulky(mask, box, window)
+            regions.append(_reduced_region(box, window, size) if bulky else Region(box, box.size))
+        if [region.box for region in regions] == boxes:
+            return regions
+        boxes = [region.box for region in regions]
+
+
+def _wanted(hole: Box, window: Window, margin: int) -> Size:
+    width, height = (max(ceil(window.context * side), side + 2 * margin) for side in (hole.width, hole.height))
+    return Size(width, height)
+
+
+def _reduced_region(box: Box, window: Window, size: Size) -> Region:
+    """Return a neighbourhood that is reduced to the window, and grown before so that its shorter side, reduced, is a
+    multiple of the step too, as far as the picture goes."""
+    factor = window.side / max(box.width, box.height)
+
+    def side(now: int, most: int) -> tuple[int, int]:
+        """Return a side's length in the picture, and that which the model sees."""
+        seen = ceil(now * factor / window.step - 1e-6) * window.step
+        length = max(now, int(seen / factor + 1e-6))
+        return (length, seen) if length <= most else (most, max(1, round(most * factor)))
+
+    (width, seen_width), (height, seen_height) = side(box.width, size.width), side(box.height, size.height)
+    return Region(around(box, Size(width, height), size), Size(seen_width, seen_height))
 
 
 def _is_bulky(mask: Mask, box: Box, window: Window) -> bool:
@@ -127,6 +169,12 @@ def _reduced(size: Size, limit: int) -> Size:
     return size.scaled(min(1.0, limit / max(size.width, size.height)))
 
 
+def _sights(regions: list[Region]) -> str:
+    """Return the least and the most that the model sees in words."""
+    sizes = sorted({region.size for region in regions}, key=lambda size: size.pixels)
+    return " to ".join(_words(size) for size in (sizes if len(sizes) < 3 else (sizes[0], sizes[-1])))
+
+
 def _words(size: Size) -> str:
     return f"{size.width} × {size.height}"
 
@@ -138,8 +186,8 @@ def _sight(size: Size, window: Window) -> str:
     return f"{_words(seen)} of {_words(size)} at a time, as that is the most it takes"
 
 
-def _count(boxes: list[Box]) -> str:
-    return "1 neighbourhood" if len(boxes) == 1 else f"{len(boxes)} neighbourhoods"
+def _count(regions: list[Region]) -> str:
+    return "1 neighbourhood" if len(regions) == 1 else f"{len(regions)} neighbourhoods"
 
 
 def inpaint(

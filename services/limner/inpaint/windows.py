@@ -28,9 +28,9 @@ def blocks(hole: NDArray[np.bool_], window: Window) -> list[Box]:
         return [covered] if covered else []
     depth = cv2.distanceTransform(hole.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3)
     found = []
-    for y in range(covered.y, covered.bottom, window.block):
-        for x in range(covered.x, covered.right, window.block):
-            block = Box(x, y, min(window.block, covered.right - x), min(window.block, covered.bottom - y))
+    for y in range(covered.y, covered.bottom, window.stride):
+        for x in range(covered.x, covered.right, window.stride):
+            block = Box(x, y, min(window.stride, covered.right - x), min(window.stride, covered.bottom - y))
             inside = depth[block.slices()]
             if inside.any():
                 found.append((float(inside[inside > 0].min()), block))
@@ -52,7 +52,7 @@ def fill(
     size = Size(hole.shape[1], hole.shape[0])
     filled, unknown = pixels.copy(), hole.copy()
     for block in steps:
-        view = _view(block, size, side)
+        view = around(block, Size(side, side), size)
         seen = fill_part(np.ascontiguousarray(filled[view.slices()]), unknown[view.slices()].copy())
         inner = Box(block.x - view.x, block.y - view.y, block.width, block.height).slices()
         wanted = unknown[block.slices()]
@@ -62,9 +62,10 @@ def fill(
     return filled
 
 
-def _view(block: Box, size: Size, side: int) -> Box:
-    """Return the box that a step sees: `side` pixels with the block in the middle, as far as there are so many."""
-    width, height = min(side, size.width), min(side, size.height)
-    x = min(max(block.x + (block.width - width) // 2, 0), size.width - width)
-    y = min(max(block.y + (block.height - height) // 2, 0), size.height - height)
+def around(box: Box, size: Size, within: Size) -> Box:
+    """Return a box of `size`, or of `within` where that is smaller, with `box` in its middle, or as near to it as the
+    edges of `within` allow."""
+    width, height = min(size.width, within.width), min(size.height, within.height)
+    x = min(max(box.x + (box.width - width) // 2, 0), within.width - width)
+    y = min(max(box.y + (box.height - height) // 2, 0), within.height - height)
     return Box(x, y, width, height)
