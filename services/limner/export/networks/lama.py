@@ -9,6 +9,7 @@ equal within rounding, and an operator that every engine has. Knows nothing of c
 
 from __future__ import annotations
 
+import functools
 from math import pi
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 WIDTH = 64  # channels of the first layer; each of three halvings of the picture doubles them
 LOCAL, GLOBAL = 128, 384  # how the 512 channels of the middle are divided
 BLOCKS = 18
+LONGEST = 512  # rows or columns of a spectrum: pictures of 4096 pixels a side
 
 
 class Dft(NamedTuple):
@@ -43,7 +45,7 @@ def dft_of(picture: Tensor) -> Dft:
     half = picture.shape[3] // 2 + 1
     cosines, sines = cosines[:, :half], sines[:, :half]
     # The right half mirrors the left one, so each column counts twice: but not the first, and not the middle one of an
-    # even width. Those two are their own mirror images, and real waves of them have no sines.
+    # even width. Those two are their own mirror images.
     index = torch.arange(half)
     mirrored = (index > 0) & (2 * index < torch.arange(picture.shape[3])[-1:] + 1)
     count = 1 + mirrored.to(picture.dtype)
@@ -56,13 +58,26 @@ def dft_of(picture: Tensor) -> Dft:
 
 
 def _waves(length: int) -> tuple[Tensor, Tensor]:
-    """Return (length, length) cosines and sines of 2π j k / length, over the root of the length."""
+    """Return (length, length) cosines and sines of 2π j k / length, over the root of `length`.
+
+    They are looked up, not computed: engines that run a network in bf16 or fp16 do so with its angles as well, which
+    then lose most of their digits. What is looked up is rounded once.
+    """
     index = torch.arange(length)
     count = index[-1:] + 1  # the length as a tensor: a recorded run would keep a number as a constant
-    turns = torch.remainder(index[:, None] * index, count)  # whole turns leave here, where they cost no precision
-    angles = turns.float() * (2 * pi) / count.float()
-    norm = count.float().rsqrt()
-    return torch.cos(angles) * norm, torch.sin(angles) * norm
+    place = torch.remainder(index[:, None] * index, count) + count * (count - 1) // 2
+    cosines, sines = _turns()
+    return cosines[place], sines[place]
+
+
+@functools.cache
+def _turns() -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of one turn in one step, of one in two steps, and so on up to LONGEST steps. Before those
+    of n steps lie n × (n - 1) / 2 values."""
+    steps = [torch.arange(count, dtype=torch.float64) for count in range(1, LONGEST + 1)]
+    angles = torch.cat([step * (2 * pi / len(step)) for step in steps])
+    norms = torch.cat([torch.full_like(step, len(step) ** -0.5) for step in steps])
+    return (torch.cos(angles) * norms).float(), (torch.sin(angles) * norms).float()
 
 
 class FourierUnit(nn.Module):
@@ -190,7 +205,7 @@ class Generator(nn.Module):
 
 
 class Lama(nn.Module):
-    """(n, 4, h, w) float32 to (n, 3, h, w) in [0, 1]; h and w multiples of 8, at least 16.
+    """(n, 4, h, w) float32 to (n, 3, h, w) in [0, 1]; h and w multiples of 8 from 16 to 4096.
 
     The channels are red, green and blue in [0, 1], zero in the hole, and the mask, 1 in the hole.
     """
