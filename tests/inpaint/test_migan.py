@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from limner.core.placement import Placement
 from limner.engine.session import open_session
 from limner.export.exports import EXPORTS
-from limner.export.networks.migan import SIZE, Migan, MiganFill
+from limner.export.networks.migan import SIZE, Migan, MiganFill, activation
 from limner.export.onnx_file import write_onnx
 from tests.inpaint.golden.migan_weights import migan_weights
 from tests.inpaint.golden.weights import holes, pictures
@@ -93,3 +93,9 @@ def test_the_golden_depends_on_what_it_should(golden: dict[str, NDArray[Any]]) -
     first, second = golden["batch"]
     assert np.abs(first - second).mean() > 0.1  # another picture, another output
     assert all(0.5 < channel.std() < 3 for channel in first)  # alive, and nothing is cut off
+
+
+def test_activations_keep_within_their_clamp() -> None:
+    values = torch.tensor([-2000.0, -10.0, 10.0, 1000.0])
+    expected = torch.tensor([-256.0, -2 * 2**0.5, 10 * 2**0.5, 256.0])
+    torch.testing.assert_close(activation(values), expected)
