@@ -9,6 +9,7 @@ import ctypes
 import functools
 import importlib.util
 import sys
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,3 +84,29 @@ def count_cuda_devices() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def free_on_cuda(device: str) -> int | None:
+    """Ask NVIDIA's driver for the free memory of `cuda:N` in bytes; None if it doesn't say. Makes no context there.
+
+    The management library counts all of the machine's devices, the driver only those of CUDA_VISIBLE_DEVICES, so the
+    device is looked up by its identity."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        management = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return None
+    identity = (ctypes.c_ubyte * 16)()
+    ordinal, handle, memory = ctypes.c_int(), ctypes.c_void_p(), (ctypes.c_ulonglong * 3)()  # total, free, used
+    if (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(ordinal), int(device.removeprefix("cuda:")))
+        or driver.cuDeviceGetUuid(ctypes.byref(identity), ordinal)
+        or management.nvmlInit_v2()
+        or management.nvmlDeviceGetHandleByUUID(
+            f"GPU-{uuid.UUID(bytes=bytes(identity))}".encode(), ctypes.byref(handle)
+        )
+        or management.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+    ):
+        return None
+    return int(memory[1])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from limner.engine.machine import free_on_cuda
 from limner.runtime.cpus import cgroups
 
 T = TypeVar("T")
@@ -21,17 +22,24 @@ T = TypeVar("T")
 SAMPLE_EVERY_S = 0.005  # where the system doesn't keep the peak
 
 
-def in_use(root: Path = Path("/")) -> int:
-    """Return the memory that this process has now (its resident set)."""
+def in_use(device: str = "cpu", root: Path = Path("/")) -> int:
+    """Return the memory that this process has now: its resident set, or of a CUDA device what isn't free, less than
+    nothing, as only differences of it mean something."""
+    if device != "cpu":
+        return -(free_on_cuda(device) or 0)
     return _field(root / "proc/self/status", "VmRSS") or 0
 
 
-def free(root: Path = Path("/")) -> int | None:
-    """Return what this process could still get without swapping: what the machine has available, and no more than the
-    tightest cgroup above the process leaves. None if the system doesn't say. `root` is where `proc` and `sys` are."""
-    left = [available] if (available := _field(root / "proc/meminfo", "MemAvailable")) is not None else []
-    left += [left_there for directory in cgroups(root, "memory") if (left_there := _left(directory)) is not None]
-    return min(left, default=None)
+def free(device: str = "cpu", root: Path = Path("/")) -> int | None:
+    """Return what this process could still get: of the CPU's memory what the machine has available without swapping,
+    and no more than the tightest cgroup above the process, or the process's own limit, leaves. None if nobody says.
+
+    `root` is where `proc` and `sys` are looked for."""
+    if device != "cpu":
+        return free_on_cuda(device)
+    found = [_field(root / "proc/meminfo", "MemAvailable"), _left_by_limit(root)]
+    found += [_left(directory) for directory in cgroups(root, "memory")]
+    return min((each for each in found if each is not None), default=None)
 
 
 def trim() -> None:
@@ -46,8 +54,12 @@ def collect() -> None:
     trim()
 
 
-def peak_of(function: Callable[[], T]) -> tuple[T, int]:
-    """Call `function` and return its result and the most memory that this process had meanwhile."""
+def peak_of(function: Callable[[], T], device: str = "cpu") -> tuple[T, int]:
+    """Call `function` and return its result and the most memory that this process had meanwhile, as `in_use`.
+
+    On CUDA the engine keeps what it once had, so what it has afterwards is the most."""
+    if device != "cpu":
+        return function(), in_use(device)
     if _reset_peak():
         result = function()
         return result, _field(Path("/proc/self/status"), "VmHWM") or 0
@@ -111,6 +123,17 @@ def _left(directory: Path) -> int | None:
         cached = next((int(line.split()[1]) for line in statistics if line.split()[0] == cache_name), 0)
         return max(limit - usage + cached, 0)
     return None
+
+
+def _left_by_limit(root: Path) -> int | None:
+    """Return what the limit on this process's addresses (`ulimit -v`) leaves, or None if there is none."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    size = _field(root / "proc/self/status", "VmSize")
+    return None if limit == resource.RLIM_INFINITY or size is None else max(limit - size, 0)
 
 
 @functools.cache

@@ -45,8 +45,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         self, request: models_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[models_pb2.LoadModelResponse]:
         def load(job: Job, card: ModelCard) -> ModelCard:
-            with job.stage("load"):
-                self._catalog.get(card.name)
+            self._catalog.get(card.name, job=job)
             return card
 
         work = self._work(self._catalog.card(request.name), load)
@@ -72,18 +71,19 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             encode=lambda job, card: self._model(card),
             placement=lambda card: self._catalog.placement(card.name),
             model=card.name,
-            digest=card.digest,
+            digest=self._catalog.digest(card.name),
         )
 
     def _model(self, card: ModelCard) -> models_pb2.Model:
         state = self._catalog.state(card.name)
+        measured = self._catalog.measured(card.name)
         return models_pb2.Model(
             name=card.name,
             task=card.task,
             description=card.description,
             licence=card.licence,
             source=card.source,
-            digest=card.digest,
+            digest=self._catalog.digest(card.name),
             size_multiple=card.size_multiple,
             minimum_side_px=card.minimum_side,
             precisions=card.precisions,
@@ -92,4 +92,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             placement=placement_to_proto(self._catalog.placement(card.name)) if state is State.LOADED else None,
             server=self._catalog.server,
             default=self._catalog.default(card.task) == card.name,
+            memory_loaded_bytes=measured.loaded_bytes if measured else 0,
+            memory_call_bytes=measured.call_bytes if measured else 0,
+            memory_call_pixels=measured.call_pixels if measured else 0,
         )

@@ -103,6 +103,10 @@ class Store:
         found = self._record(card).get("differences", {})
         return {name: float(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
+    def digests(self, card: ModelCard) -> dict[str, str]:
+        """Return the recorded digest of each of the model's files, as `sha256:` and hexadecimal."""
+        return {name: entry.get("digest", "") for name, entry in self._entries(card, "files").items()}
+
     def size(self, card: ModelCard) -> int:
         """Return the bytes of an exported model's files that are here."""
         return sum(

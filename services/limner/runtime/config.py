@@ -56,6 +56,7 @@ class ServerConfig:
     device: str = "auto"  # `auto`, `cpu`, `cuda:N`, `mps`
     precision: str = "auto"  # `auto`, `fp32`, `fp16`, `bf16`, `int8`
     thread_count: int = 0  # 0: as many as the container has CPUs
+    memory_budget_mb: int = 0  # MiB that models and their calls may take; 0: 80 % of what is free at the start
     model_dir: str = ""  # empty: the user's cache directory
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -68,6 +69,7 @@ class ServerConfig:
         within("max_image_pixels", self.max_image_pixels, 1, 1 << 31)
         within("drain_seconds", self.drain_seconds, 0, 86_400)
         within("thread_count", self.thread_count, 0, 4096)
+        within("memory_budget_mb", self.memory_budget_mb, 0, 1 << 24)
 
     @property
     def threads(self) -> int:

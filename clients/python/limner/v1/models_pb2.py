@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from limner.v1 import progress_pb2 as limner_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limner/v1/models.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x18limner/v1/progress.proto\"\xbc\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07licence\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x15\n\rsize_multiple\x18\x07 \x01(\r\x12\x17\n\x0fminimum_side_px\x18\x08 \x01(\r\x12\x12\n\nprecisions\x18\t \x03(\t\x12\x1d\n\x15memory_estimate_bytes\x18\n \x01(\x04\x12$\n\x05state\x18\x0b \x01(\x0e\x32\x15.limner.v1.ModelState\x12\'\n\tplacement\x18\x0c \x01(\x0b\x32\x14.limner.v1.Placement\x12\x0e\n\x06server\x18\r \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x0e \x01(\x08\"\'\n\x11ListModelsRequest\x12\x12\n\x04task\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.limner.v1.Model\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.limner.v1.Model\"&\n\x10LoadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xde\x01\n\x11LoadModelResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12\"\n\x06result\x18\x04 \x01(\x0b\x32\x10.limner.v1.ModelH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"(\n\x12UnloadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xe0\x01\n\x13UnloadModelResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12\"\n\x06result\x18\x04 \x01(\x0b\x32\x10.limner.v1.ModelH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent*{\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MODEL_STATE_NOT_INSTALLED\x10\x01\x12\x19\n\x15MODEL_STATE_INSTALLED\x10\x02\x12\x16\n\x12MODEL_STATE_LOADED\x10\x03\x32\xb8\x02\n\x0cModelService\x12I\n\nListModels\x12\x1c.limner.v1.ListModelsRequest\x1a\x1d.limner.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.limner.v1.GetModelRequest\x1a\x1b.limner.v1.GetModelResponse\x12H\n\tLoadModel\x12\x1b.limner.v1.LoadModelRequest\x1a\x1c.limner.v1.LoadModelResponse0\x01\x12N\n\x0bUnloadModel\x12\x1d.limner.v1.UnloadModelRequest\x1a\x1e.limner.v1.UnloadModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limner/v1/models.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x18limner/v1/progress.proto\"\x90\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07licence\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x15\n\rsize_multiple\x18\x07 \x01(\r\x12\x17\n\x0fminimum_side_px\x18\x08 \x01(\r\x12\x12\n\nprecisions\x18\t \x03(\t\x12\x1d\n\x15memory_estimate_bytes\x18\n \x01(\x04\x12$\n\x05state\x18\x0b \x01(\x0e\x32\x15.limner.v1.ModelState\x12\'\n\tplacement\x18\x0c \x01(\x0b\x32\x14.limner.v1.Placement\x12\x0e\n\x06server\x18\r \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x0e \x01(\x08\x12\x1b\n\x13memory_loaded_bytes\x18\x0f \x01(\x04\x12\x19\n\x11memory_call_bytes\x18\x10 \x01(\x04\x12\x1a\n\x12memory_call_pixels\x18\x11 \x01(\x04\"\'\n\x11ListModelsRequest\x12\x12\n\x04task\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.limner.v1.Model\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.limner.v1.Model\"&\n\x10LoadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xde\x01\n\x11LoadModelResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12\"\n\x06result\x18\x04 \x01(\x0b\x32\x10.limner.v1.ModelH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"(\n\x12UnloadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xe0\x01\n\x13UnloadModelResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12\"\n\x06result\x18\x04 \x01(\x0b\x32\x10.limner.v1.ModelH\x00\x12\'\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent*{\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MODEL_STATE_NOT_INSTALLED\x10\x01\x12\x19\n\x15MODEL_STATE_INSTALLED\x10\x02\x12\x16\n\x12MODEL_STATE_LOADED\x10\x03\x32\xb8\x02\n\x0cModelService\x12I\n\nListModels\x12\x1c.limner.v1.ListModelsRequest\x1a\x1d.limner.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.limner.v1.GetModelRequest\x1a\x1b.limner.v1.GetModelResponse\x12H\n\tLoadModel\x12\x1b.limner.v1.LoadModelRequest\x1a\x1c.limner.v1.LoadModelResponse0\x01\x12N\n\x0bUnloadModel\x12\x1d.limner.v1.UnloadModelRequest\x1a\x1e.limner.v1.UnloadModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,26 +41,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_UNLOADMODELREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_UNLOADMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
-  _globals['_MODELSTATE']._serialized_start=1138
-  _globals['_MODELSTATE']._serialized_end=1261
+  _globals['_MODELSTATE']._serialized_start=1222
+  _globals['_MODELSTATE']._serialized_end=1345
   _globals['_MODEL']._serialized_start=97
-  _globals['_MODEL']._serialized_end=413
-  _globals['_LISTMODELSREQUEST']._serialized_start=415
-  _globals['_LISTMODELSREQUEST']._serialized_end=454
-  _globals['_LISTMODELSRESPONSE']._serialized_start=456
-  _globals['_LISTMODELSRESPONSE']._serialized_end=510
-  _globals['_GETMODELREQUEST']._serialized_start=512
-  _globals['_GETMODELREQUEST']._serialized_end=549
-  _globals['_GETMODELRESPONSE']._serialized_start=551
-  _globals['_GETMODELRESPONSE']._serialized_end=602
-  _globals['_LOADMODELREQUEST']._serialized_start=604
-  _globals['_LOADMODELREQUEST']._serialized_end=642
-  _globals['_LOADMODELRESPONSE']._serialized_start=645
-  _globals['_LOADMODELRESPONSE']._serialized_end=867
-  _globals['_UNLOADMODELREQUEST']._serialized_start=869
-  _globals['_UNLOADMODELREQUEST']._serialized_end=909
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=912
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1136
-  _globals['_MODELSERVICE']._serialized_start=1264
-  _globals['_MODELSERVICE']._serialized_end=1576
+  _globals['_MODEL']._serialized_end=497
+  _globals['_LISTMODELSREQUEST']._serialized_start=499
+  _globals['_LISTMODELSREQUEST']._serialized_end=538
+  _globals['_LISTMODELSRESPONSE']._serialized_start=540
+  _globals['_LISTMODELSRESPONSE']._serialized_end=594
+  _globals['_GETMODELREQUEST']._serialized_start=596
+  _globals['_GETMODELREQUEST']._serialized_end=633
+  _globals['_GETMODELRESPONSE']._serialized_start=635
+  _globals['_GETMODELRESPONSE']._serialized_end=686
+  _globals['_LOADMODELREQUEST']._serialized_start=688
+  _globals['_LOADMODELREQUEST']._serialized_end=726
+  _globals['_LOADMODELRESPONSE']._serialized_start=729
+  _globals['_LOADMODELRESPONSE']._serialized_end=951
+  _globals['_UNLOADMODELREQUEST']._serialized_start=953
+  _globals['_UNLOADMODELREQUEST']._serialized_end=993
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=996
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1220
+  _globals['_MODELSERVICE']._serialized_start=1348
+  _globals['_MODELSERVICE']._serialized_end=1660
 # @@protoc_insertion_point(module_scope)

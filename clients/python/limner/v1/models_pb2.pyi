@@ -68,6 +68,9 @@ class Model(_message.Message):
     PLACEMENT_FIELD_NUMBER: _builtins.int
     SERVER_FIELD_NUMBER: _builtins.int
     DEFAULT_FIELD_NUMBER: _builtins.int
+    MEMORY_LOADED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_CALL_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_CALL_PIXELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name requests use, such as `telea` or `realesrgan-x4plus`."""
     task: _builtins.str
@@ -79,7 +82,9 @@ class Model(_message.Message):
     source: _builtins.str
     """Where the weights, or the method, come from: a URL, a package, a paper."""
     digest: _builtins.str
-    """sha256 of the weights, lower-case hexadecimal; empty without weights."""
+    """sha256 of the weights as they are served here, lower-case hexadecimal; of several files that of their digests one
+    after the other. Empty without weights, and as long as they are not installed.
+    """
     size_multiple: _builtins.int
     """Width and height are padded to multiples of this many pixels inside the server; callers needn't."""
     minimum_side_px: _builtins.int
@@ -92,6 +97,12 @@ class Model(_message.Message):
     """The server that offers it: `inpaint`, `segment`, `postprocess`, `diffusion`."""
     default: _builtins.bool
     """True for the model that is used when a request for this task names none."""
+    memory_loaded_bytes: _builtins.int
+    """What the loaded model was found to take, in bytes; 0 as long as this server hasn't loaded it, and for algorithms."""
+    memory_call_bytes: _builtins.int
+    """What one call was found to take at its peak beyond the loaded model, in bytes; 0 as long as none was measured."""
+    memory_call_pixels: _builtins.int
+    """How many pixels the model saw in that call; more take in proportion."""
     @_builtins.property
     def precisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions it can run in, as in Placement."""
@@ -117,10 +128,13 @@ class Model(_message.Message):
         placement: _progress_pb2.Placement | None = ...,
         server: _builtins.str = ...,
         default: _builtins.bool = ...,
+        memory_loaded_bytes: _builtins.int = ...,
+        memory_call_bytes: _builtins.int = ...,
+        memory_call_pixels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "description", b"description", "digest", b"digest", "licence", b"licence", "memory_estimate_bytes", b"memory_estimate_bytes", "minimum_side_px", b"minimum_side_px", "name", b"name", "placement", b"placement", "precisions", b"precisions", "server", b"server", "size_multiple", b"size_multiple", "source", b"source", "state", b"state", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "description", b"description", "digest", b"digest", "licence", b"licence", "memory_call_bytes", b"memory_call_bytes", "memory_call_pixels", b"memory_call_pixels", "memory_estimate_bytes", b"memory_estimate_bytes", "memory_loaded_bytes", b"memory_loaded_bytes", "minimum_side_px", b"minimum_side_px", "name", b"name", "placement", b"placement", "precisions", b"precisions", "server", b"server", "size_multiple", b"size_multiple", "source", b"source", "state", b"state", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

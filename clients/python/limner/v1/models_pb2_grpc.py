@@ -76,14 +76,17 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing.
+        """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing. Others
+        that were not used for longest are unloaded if the server's memory budget asks for it. RESOURCE_EXHAUSTED, with
+        needed_bytes and free_bytes, if it can't be had.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Frees a model's memory once the calls that use it have ended. The next call loads it again.
+        """Frees a model's memory once the calls that use it have ended. The next call loads it again, which it tells as
+        progress of its stage `load`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

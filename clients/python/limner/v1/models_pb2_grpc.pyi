@@ -38,9 +38,14 @@ class ModelServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
     """Describes one model. NOT_FOUND with the names that exist if there is none of that name."""
     LoadModel: _grpc.UnaryStreamMultiCallable[_models_pb2.LoadModelRequest, _models_pb2.LoadModelResponse]
-    """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing."""
+    """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing. Others
+    that were not used for longest are unloaded if the server's memory budget asks for it. RESOURCE_EXHAUSTED, with
+    needed_bytes and free_bytes, if it can't be had.
+    """
     UnloadModel: _grpc.UnaryStreamMultiCallable[_models_pb2.UnloadModelRequest, _models_pb2.UnloadModelResponse]
-    """Frees a model's memory once the calls that use it have ended. The next call loads it again."""
+    """Frees a model's memory once the calls that use it have ended. The next call loads it again, which it tells as
+    progress of its stage `load`.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -52,9 +57,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model. NOT_FOUND with the names that exist if there is none of that name."""
     LoadModel: _aio.UnaryStreamMultiCallable[_models_pb2.LoadModelRequest, _models_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing."""
+    """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing. Others
+    that were not used for longest are unloaded if the server's memory budget asks for it. RESOURCE_EXHAUSTED, with
+    needed_bytes and free_bytes, if it can't be had.
+    """
     UnloadModel: _aio.UnaryStreamMultiCallable[_models_pb2.UnloadModelRequest, _models_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Frees a model's memory once the calls that use it have ended. The next call loads it again."""
+    """Frees a model's memory once the calls that use it have ended. The next call loads it again, which it tells as
+    progress of its stage `load`.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lists, loads and unloads models."""
@@ -81,7 +91,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_models_pb2.LoadModelResponse], _abc.AsyncIterator[_models_pb2.LoadModelResponse]]:
-        """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing."""
+        """Loads a model into memory so that the next call needs not wait for it. Loading a loaded model does nothing. Others
+        that were not used for longest are unloaded if the server's memory budget asks for it. RESOURCE_EXHAUSTED, with
+        needed_bytes and free_bytes, if it can't be had.
+        """
 
     @_abc_1.abstractmethod
     def UnloadModel(
@@ -89,6 +102,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_models_pb2.UnloadModelResponse], _abc.AsyncIterator[_models_pb2.UnloadModelResponse]]:
-        """Frees a model's memory once the calls that use it have ended. The next call loads it again."""
+        """Frees a model's memory once the calls that use it have ended. The next call loads it again, which it tells as
+        progress of its stage `load`.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
