@@ -130,7 +130,8 @@ class Store:
             for file in (_file(card, name) for name in missing):
                 url = self.fetch(card, file, mirror=mirror, report=report)
                 entry = {file.name: {"digest": file.digest, "url": url}}
-                self._write_record(card, {"files": {**self._entries(card, "files"), **entry}})
+                written = self._write_record(card, {"files": {**self._entries(card, "files"), **entry}})
+                written.replace(written.with_name("card.json"))
         return missing
 
     def fetch(self, card: ModelCard, file: WeightFile, *, mirror: str = "", report: Report | None = None) -> str:
@@ -153,9 +154,10 @@ class Store:
         folder = self.folder(card)
         entries = {name: {"digest": digest(path)} for name, path in made.items()}
         earlier = {*self._entries(card, "files"), *(file.name for file in card.files)}
+        written = self._write_record(card, {"files": entries, **record})
         for name, path in made.items():
             path.replace(folder / name)
-        self._write_record(card, {"files": entries, **record})
+        written.replace(folder / "card.json")
         for name in earlier - set(made):
             (folder / name).unlink(missing_ok=True)
 
@@ -276,12 +278,16 @@ class Store:
             f"the disk of {self.root} is full: {free >> 20} MiB are free{needs}; make room or set --model-dir"
         )
 
-    def _write_record(self, card: ModelCard, record: Mapping[str, Any]) -> None:
-        path = self.folder(card) / "card.json"
+    def _write_record(self, card: ModelCard, record: Mapping[str, Any]) -> Path:
+        """Return a new card.json under another name, to be given its own when all else is done."""
         text = json.dumps({"name": card.name, "licence": card.licence, "source": card.source, **record}, indent=2)
-        part = path.with_suffix(".json.part")
-        part.write_text(text + "\n")
-        part.replace(path)
+        part = self.folder(card) / "card.json.part"
+        try:
+            part.write_text(text + "\n")
+        except OSError:
+            part.unlink()
+            raise
+        return part
 
 
 def check_licence(card: ModelCard, *, accepted: bool) -> None:

@@ -26,6 +26,7 @@ class Export:
     inputs: Callable[[], dict[str, Tensor]]  # an example, small
     outputs: tuple[str, ...]
     dynamic: Mapping[str, Mapping[int, str]]  # axes that may differ from the example's: {"image": {0: "batch"}}
+    beside: tuple[str, ...] = ()  # beginnings of names that only training needs, such as `discriminator.`
 
 
 EXPORTS: dict[str, tuple[Export, ...]] = {
