@@ -23,6 +23,7 @@ class Options:
 
     radius: float = 4.0  # how far the classic algorithms look around a pixel, in pixels, 1 to 100
     seed: int = 0  # of models that draw random numbers, in [0, 2**64)
+    structure: bool = True  # of ZITS: edges and lines are drawn on through the hole before it is filled
 
 
 @dataclass(frozen=True)
