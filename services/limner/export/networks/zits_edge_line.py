@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """Return (sequences, heads, length, width of a head)."""
-        return tokens.unflatten(-1, (_HEADS, _WIDTH // _HEADS)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], _HEADS, _WIDTH // _HEADS).transpose(1, 2)
 
 
 class AxialBlock(nn.Module):
@@ -64,7 +64,8 @@ class AxialBlock(nn.Module):
         columns = _along(x.transpose(1, 2), self.rln1, self.attn_row, self.row_rel_pos_bias).transpose(1, 2)
         rows = _along(x, self.cln1, self.attn_col, self.col_rel_pos_bias)
         x = x + columns + rows
-        return x + self.ff(self.ln2(x))
+        added: Tensor = self.ff(self.ln2(x))
+        return x + added
 
 
 def _along(x: Tensor, norm: nn.Module, attention: nn.Module, distances: nn.Linear) -> Tensor:
@@ -90,7 +91,8 @@ class FullBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln1(x).flatten(1, 2)).reshape(x.shape)
-        return x + self.mlp(self.ln2(x))
+        added: Tensor = self.mlp(self.ln2(x))
+        return x + added
 
 
 class QuickGELU(nn.Module):
@@ -125,7 +127,7 @@ class EdgeLine(nn.Module):
         x = torch.cat((torch.cat((image, edge, line), dim=1) * (1 - mask), mask), dim=1)
         for smaller in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = functional.relu(smaller(x))
-        tokens = x.permute(0, 2, 3, 1) + self.pos_emb.unflatten(1, (_TOKENS, _TOKENS))
+        tokens = x.permute(0, 2, 3, 1) + self.pos_emb.reshape(1, _TOKENS, _TOKENS, _WIDTH)
         x = self.ln_f(self.blocks(tokens)).permute(0, 3, 1, 2)
         for larger in (self.convt1, self.convt2, self.convt3):
             x = functional.relu(larger(x))

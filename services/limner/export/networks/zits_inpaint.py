@@ -93,7 +93,8 @@ class StructureEncoder(nn.Module):
         """Return (n, 64, h, w) of (n, h, w) distances, int64 in [0, 128), and (n, 4, h, w) directions, 0 or 1."""
         distance = self.rel_pos_emb(rel_pos).permute(0, 3, 1, 2) * self.alpha5
         towards = functional.conv2d(direct, self.direct_emb.weight.T[:, :, None, None]) * self.alpha6
-        return distance + towards
+        embedded: Tensor = distance + towards
+        return embedded
 
 
 class Block(nn.Module):
@@ -105,7 +106,7 @@ class Block(nn.Module):
         self.ffc2 = FourierConvolution()
 
     def forward(self, x: Tensor, dft: Dft) -> Tensor:
-        local, wide = x.split((LOCAL, GLOBAL), dim=1)
+        local, wide = torch.split(x, [LOCAL, GLOBAL], dim=1)
         return x + torch.cat(self.ffc2(*self.ffc1(local, wide, dft), dft), dim=1)
 
 
