@@ -285,7 +285,7 @@ class Store:
         try:
             part.write_text(text + "\n")
         except OSError:
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise
         return part
 

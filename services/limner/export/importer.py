@@ -28,6 +28,7 @@ from limner.engine.fetch import Report, StoreError
 from limner.engine.machine import this_machine
 from limner.engine.networks import OWN_FILES, in_precision
 from limner.engine.onnx_check import check_onnx
+from limner.engine.placement import PRECISIONS as OFFERED
 from limner.engine.store import Store, check_licence, digest, is_right
 from limner.export import photographs
 from limner.export.checkpoint import BadCheckpoint, read_tensors
@@ -37,7 +38,7 @@ from limner.export.parameters import load_parameters
 from limner.export.precisions import LARGEST_DIFFERENCE, difference, fills, write_fp16, write_int8
 
 EXPORTER_VERSION = 1
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = OFFERED[1:]  # without `auto`
 TOLERANCE = 1e-3  # between torch and ONNX Runtime, of the largest value, or of one if that is less
 SIDE = 256  # of the photographs, where the network leaves it open
 

@@ -2,7 +2,8 @@
 
     list                    every model, whether it can be used, its licence and size
     plan                    on which device, in which precision and by which engine each would run here, and why
-    pull NAME ...           fetch weights
+    pull NAME ...           fetch weights, and make ONNX files of those that are none
+    import NAME FILE ...    make ONNX files of weights that are on this disk
     verify [NAME ...]       hash the weights that are here, all by default
     rm NAME ...             delete weights
 
@@ -15,8 +16,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 try:
+    from limner.engine.placement import PRECISIONS
     from limner.models.actions import Actions
     from limner.models.offers import gather
 except ModuleNotFoundError as error:
@@ -42,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "plan":
             return actions.plan(chosen, options.device, options.precision)
         case "pull":
-            return actions.pull(chosen, options.mirror, options.accept_licence)
+            return actions.pull(chosen, options.mirror, options.accept_licence, options.precisions)
+        case "import":
+            return actions.import_files(chosen[0], options.files, options.accept_licence, options.precisions)
         case "verify":
             return actions.verify(chosen, only_installed=not asked)
         case _:
@@ -62,16 +67,30 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", parents=[common], help="where each model would run here, and why")
     plan.add_argument("--device", default="auto", help="auto, cpu, cuda:N")
-    plan.add_argument("--precision", default="auto", help="auto, fp32, bf16")
+    plan.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
 
-    pull = commands.add_parser("pull", parents=[common], help="fetch weights")
+    making = argparse.ArgumentParser(add_help=False)
+    making.add_argument("--accept-licence", action="store_true", help="agree to licences that are not free")
+    making.add_argument(
+        "--precisions",
+        type=_precisions,
+        default=PRECISIONS[1:],
+        help="which to make and measure, such as fp32,int8: all by default; fp32 is always made",
+    )
+
+    pull = commands.add_parser("pull", parents=[common, making], help="fetch weights")
     pull.add_argument("names", nargs="+", metavar="NAME")
     pull.add_argument(
         "--mirror",
         default=os.environ.get("LIMNER_MIRROR", ""),
         help="http, https or file: URL with NAME/FILE under it (LIMNER_MIRROR)",
     )
-    pull.add_argument("--accept-licence", action="store_true", help="agree to licences that are not free")
+
+    importing = commands.add_parser("import", parents=[common, making], help="use weights that are on this disk")
+    importing.add_argument("names", nargs=1, metavar="NAME")
+    importing.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="named as the published ones, or in order"
+    )
 
     verify = commands.add_parser("verify", parents=[common], help="hash the weights that are here")
     verify.add_argument("names", nargs="*", metavar="NAME")
@@ -79,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     rm = commands.add_parser("rm", parents=[common], help="delete weights")
     rm.add_argument("names", nargs="+", metavar="NAME")
     return parser
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := set(names) - set(PRECISIONS[1:]):
+        raise argparse.ArgumentTypeError(f"there is no precision {', '.join(sorted(unknown))}")
+    return names
 
 
 if __name__ == "__main__":

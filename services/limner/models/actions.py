@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from limner.core.card import ModelCard
 from limner.core.errors import LimnerError
+from limner.engine import memory
 from limner.engine.fetch import Report, StoreError
 from limner.engine.machine import this_machine
-from limner.engine.placement import place
+from limner.engine.placement import place, resolve
 from limner.engine.store import mend, open_store
 from limner.models.offers import Offer
 
@@ -43,7 +47,7 @@ class Actions:
                 "server": offer.server,
                 "installed": not self._store.missing(offer.card),
                 "install_with": mend(offer.card) if self._store.missing(offer.card) else "",
-                "size_bytes": sum(file.size_bytes for file in offer.card.files),
+                "size_bytes": self._size(offer.card),
                 "licence": offer.card.licence,
                 "description": offer.card.description,
             }
@@ -53,10 +57,19 @@ class Actions:
         return 0
 
     def plan(self, offers: Sequence[Offer], device: str, precision: str) -> int:
-        rows, code = [], 0
+        rows, code, machine = [], 0, this_machine()
+        is_known = device in ("auto", *machine.devices)
+        free = memory.free(resolve(device, machine)) if is_known else None
         for offer in offers:
             try:
-                placement = place(offer.card, this_machine(), device=device, precision=precision)
+                placement = place(
+                    offer.card,
+                    machine,
+                    device=device,
+                    precision=precision,
+                    differences=self._store.differences(offer.card),
+                    available_bytes=free,
+                )
                 where = dataclasses.asdict(placement)
                 del where["thread_count"]
             except LimnerError as error:
@@ -65,7 +78,7 @@ class Actions:
         self._show(rows)
         return code
 
-    def pull(self, offers: Sequence[Offer], mirror: str, accept_licence: bool) -> int:
+    def pull(self, offers: Sequence[Offer], mirror: str, accept_licence: bool, precisions: Collection[str]) -> int:
         rows, code = [], 0
         for offer in offers:
             card = offer.card
@@ -74,13 +87,37 @@ class Actions:
                     outcome = "nothing to pull: it has no weights"
                 else:
                     self._err.print(f"{card.name}: {card.licence}, {card.source}")
-                    with self._bar() as report:
-                        pulled = self._store.pull(card, mirror=mirror, accept_licence=accept_licence, report=report)
-                    outcome = f"pulled {', '.join(pulled)}" if pulled else "is here already"
+                    pulled = self._pull(card, mirror, accept_licence, precisions)
+                    outcome = (
+                        f"{'made' if card.exports else 'pulled'} {', '.join(pulled)}" if pulled else "is here already"
+                    )
             except StoreError as error:
                 outcome, code = f"failed: {error}", 1
             rows.append({"name": card.name, "outcome": outcome})
         self._show(rows)
+        return code
+
+    def import_files(
+        self, offer: Offer, paths: Sequence[Path], accept_licence: bool, precisions: Collection[str]
+    ) -> int:
+        card, code = offer.card, 0
+        try:
+            if not card.exports:
+                raise StoreError("it is not made of a checkpoint, so there is nothing to import")
+            importer = _importer()
+            self._err.print(f"{card.name}: {card.licence}, {card.source}")
+            made = importer.import_files(
+                self._store,
+                card,
+                paths,
+                accept_licence=accept_licence,
+                precisions=precisions,
+                tell=self._err.print,
+            )
+            outcome = f"made {', '.join(made)}"
+        except StoreError as error:
+            outcome, code = f"failed: {error}", 1
+        self._show([{"name": card.name, "outcome": outcome}])
         return code
 
     def verify(self, offers: Sequence[Offer], *, only_installed: bool) -> int:
@@ -109,6 +146,29 @@ class Actions:
             rows.append({"name": offer.card.name, "outcome": outcome})
         self._show(rows)
         return code
+
+    def _pull(self, card: ModelCard, mirror: str, accept_licence: bool, precisions: Collection[str]) -> Sequence[str]:
+        if not card.exports or not self._store.missing(card):
+            with self._bar() as report:
+                return self._store.pull(card, mirror=mirror, accept_licence=accept_licence, report=report)
+        importer = _importer()
+        with self._bar() as report:
+            made: Sequence[str] = importer.pull(
+                self._store,
+                card,
+                mirror=mirror,
+                accept_licence=accept_licence,
+                precisions=precisions,
+                report=report,
+                tell=self._err.print,
+            )
+        return made
+
+    def _size(self, card: ModelCard) -> int:
+        """Return what the model takes on this disk; where it isn't here, what there is to fetch."""
+        if card.exports and not self._store.missing(card):
+            return self._store.size(card)
+        return sum(file.size_bytes for file in card.files)
 
     def _show(self, rows: Sequence[dict[str, Any]]) -> None:
         if self._as_json:
@@ -145,6 +205,20 @@ class Actions:
                 progress.update(tasks[name], completed=there, total=total or None)
 
             yield report
+
+
+def _importer() -> ModuleType:
+    """Return `limner.export.importer`, which brings torch: seconds, and a package that not every machine has."""
+    try:
+        from limner.export import importer
+    except ModuleNotFoundError as error:
+        if (error.name or "limner").startswith("limner"):  # a fault of ours, not a package that isn't there
+            raise
+        raise StoreError(
+            f"to make ONNX files of published weights takes {error.name}, which is missing: "
+            "pip install 'limner[export]'; on another machine will do, the model directory can be copied"
+        ) from error
+    return importer
 
 
 def _cell(value: str | bool | int) -> str:

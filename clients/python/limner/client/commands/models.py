@@ -35,6 +35,7 @@ def _store_command(name: str, text: str) -> None:
 _store_command("list", "List the models known here, with or without weights.")
 _store_command("plan", "Say where each model would run here, and why.")
 _store_command("pull", "Fetch a model's weights.")
+_store_command("import", "Use a model's weights that are on this disk.")
 _store_command("rm", "Delete a model's weights.")
 _store_command("verify", "Check weights against their digests.")
 
