@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 
 from bench import cancel, erase, load, router_overhead, startup
-from bench.figures import Figures, table
+from bench.figures import Figures, cpu_name, table
 from limner.client.local import LocalServers
 
 NAMES = ("startup", "router-overhead", "erase", "cancel", "load")
@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.names or NAMES
     results: dict[str, Figures] = {
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count() or 0, "python": platform.python_version()}
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count() or 0, "python": platform.python_version()}
     }
     if "startup" in names:
         results["startup"] = startup.measure(quick=arguments.quick)
@@ -41,13 +41,6 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written to {path}")
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -31,12 +31,15 @@ def inpaint_direct(server: grpc.Channel, image: bytes, mask: bytes, model: str) 
     return picture, finished
 
 
-def inpaint_run(image: bytes, mask: bytes, model: str) -> router_pb2.RunRequest:
+def inpaint_run(
+    image: bytes,
+    mask: bytes,
+    model: str,
+    strategy: inpaint_pb2.InpaintStrategy.ValueType = inpaint_pb2.INPAINT_STRATEGY_AUTO,
+) -> router_pb2.RunRequest:
     """Return the Run that does the same through the router."""
-    step = router_pb2.Step(
-        name="fill",
-        inpaint=router_pb2.InpaintStep(image="source", mask="mask", options=inpaint_pb2.InpaintOptions(model=model)),
-    )
+    options = inpaint_pb2.InpaintOptions(model=model, strategy=strategy)
+    step = router_pb2.Step(name="fill", inpaint=router_pb2.InpaintStep(image="source", mask="mask", options=options))
     return router_pb2.RunRequest(
         pipeline=router_pb2.Pipeline(steps=[step]),
         inputs={"source": images_pb2.Image(encoded=image), "mask": images_pb2.Image(encoded=mask)},

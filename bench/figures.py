@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 Figures = Mapping[str, float | int | str | bool]
 
@@ -31,3 +33,19 @@ def table(title: str, figures: Figures) -> str:
     """Return one benchmark's figures as lines of text."""
     width = max(len(key) for key in figures)
     return "\n".join([title, *(f"  {key:<{width}}  {value}" for key, value in figures.items())])
+
+
+def rows_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows as a table in Markdown. Columns are all keys, in the order in which they come; absent values are
+    empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, ["---"] * len(columns), *([str(row.get(key, "")) for key in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def cpu_name() -> str:
+    """Return what the CPU calls itself."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

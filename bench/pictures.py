@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import skimage.data
+from numpy.typing import NDArray
 from PIL import Image
+
+ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def photograph(width: int, height: int) -> bytes:
@@ -16,6 +20,15 @@ def photograph(width: int, height: int) -> bytes:
     grain = np.random.default_rng(0).normal(0, 2, (height, width, 1))
     pixels = np.clip(np.asarray(enlarged, dtype=np.float32) + grain, 0, 255).astype(np.uint8)
     return png(pixels)
+
+
+def held_out(side: int) -> NDArray[np.uint8]:
+    """Return (side, side, 3) of a photograph that no weights here were made from: the middle of assets/demo.jpg."""
+    picture = Image.open(ASSETS / "demo.jpg").convert("RGB")
+    least = min(picture.size)
+    left, top = (picture.width - least) // 2, (picture.height - least) // 2
+    middle = picture.crop((left, top, left + least, top + least))
+    return np.asarray(middle.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def hole(width: int, height: int, hole_width: int, hole_height: int) -> bytes:
