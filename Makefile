@@ -17,12 +17,14 @@ install: $(STAMP) ## Create .venv and install Limner, its client and the tools a
 $(STAMP): pyproject.toml clients/python/pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Limner needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock uv "$$(grep ^torch== requirements.lock)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock -e clients/python -e '.[dev]'
 	@touch $(STAMP)
 
+# Which libraries torch needs beside it depends on its build (for CPUs or for CUDA), so these are not locked.
 lock: ## Choose the versions in requirements.lock anew
 	$(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python --extra dev --no-header --no-annotate --no-emit-package limner-client pyproject.toml clients/python/pyproject.toml -o requirements.lock
+	sed -i.old -E '/^(nvidia|cuda|triton)/d' requirements.lock && rm requirements.lock.old
 
 protos: install ## Generate the stubs in clients/python from protos/
 	tools/protos.sh generate

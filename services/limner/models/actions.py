@@ -214,9 +214,10 @@ def _importer() -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "limner").startswith("limner"):  # a fault of ours, not a package that isn't there
             raise
+        extra = "cpu" if error.name == "onnxruntime" else "export"
         raise StoreError(
             f"to make ONNX files of published weights takes {error.name}, which is missing: "
-            "pip install 'limner[export]'; on another machine will do, the model directory can be copied"
+            f"pip install 'limner[{extra}]'; on another machine will do, the model directory can be copied"
         ) from error
     return importer
 
