@@ -72,8 +72,10 @@ def _waves(length: int) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _turns() -> tuple[Tensor, Tensor]:
-    """Return cosines and sines of one turn in one step, of one in two steps, and so on up to LONGEST steps. Before those
-    of n steps lie n × (n - 1) / 2 values."""
+    """Return cosines and sines of one turn in one step, of one in two steps, and so on up to LONGEST steps.
+
+    Before those of n steps lie n × (n - 1) / 2 values.
+    """
     steps = [torch.arange(count, dtype=torch.float64) for count in range(1, LONGEST + 1)]
     angles = torch.cat([step * (2 * pi / len(step)) for step in steps])
     norms = torch.cat([torch.full_like(step, len(step) ** -0.5) for step in steps])
