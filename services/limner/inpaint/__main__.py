@@ -7,6 +7,7 @@ from limner.engine.catalog import Catalog
 from limner.engine.servicer import ModelServicer
 from limner.engine.store import open_store
 from limner.inpaint.config import InpaintConfig
+from limner.inpaint.filler import Options
 from limner.inpaint.models import MODELS
 from limner.inpaint.servicer import InpaintServicer
 from limner.runtime.device import Device
@@ -23,11 +24,12 @@ async def build(server: Server, config: InpaintConfig) -> None:
         config=config,
         store=open_store(config.model_dir),
     )
-    device = Device("cpu", config.queue_limit)
+    at_once = max(source.window(Options()).most_at_once for source in MODELS.values())
+    device = Device("cpu", config.queue_limit, most_at_once=min(at_once, config.max_batch or at_once))
     limits = Limits(config.max_image_bytes, config.max_image_pixels)
     server.add(
         inpaint_pb2_grpc.add_InpaintServiceServicer_to_server,
-        InpaintServicer(MODELS, catalog, device, limits),
+        InpaintServicer(MODELS, catalog, device, limits, config.max_batch),
         "limner.v1.InpaintService",
     )
     server.add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from limner.runtime.config import ServerConfig
+from limner.runtime.config import ServerConfig, within
 
 
 @dataclass(frozen=True)
@@ -13,3 +13,8 @@ class InpaintConfig(ServerConfig):
 
     port: int = 7401
     default_model: str = "patchmatch"
+    max_batch: int = 0  # parts that a model fills at once, of one call or several; 0: the model's own number; 1: one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("max_batch", self.max_batch, 0, 64)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
 from limner.core.codec import Limits
-from limner.core.errors import BadArgument, FieldViolation
+from limner.core.errors import BadArgument, Cancelled, DeadlineExceeded, FieldViolation
+from limner.core.geometry import Size
 from limner.core.mask import Mask, check_mask
-from limner.core.picture import Picture
+from limner.core.picture import Picture, Pixels
 from limner.core.placement import Placement
 from limner.engine.catalog import Catalog
-from limner.inpaint.filler import FillerSource, Options
-from limner.inpaint.strategy import Plan, Strategy, inpaint, plan
-from limner.runtime.call import Work, stream
+from limner.inpaint.filler import FillerSource, Options, Part
+from limner.inpaint.strategy import Plan, Strategy, plan, steps
+from limner.inpaint.together import Steps, fill_together
+from limner.runtime.call import Member, Together, Work, stream
 from limner.runtime.device import Device
 from limner.runtime.images import check_output, mask_from_proto, picture_from_proto, put_picture
 from limner.runtime.job import Job
@@ -41,16 +43,51 @@ class Input:
     picture: Picture
     mask: Mask
     plan: Plan
+    parts: tuple[Size, ...]  # what the model sees in one step, region by region
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What calls have in common whose parts can be filled at once."""
+        return frozenset(self.parts), self.picture.channels - self.picture.has_alpha, self.picture.pixels.dtype
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A model that is in memory, and has the memory that it needs, whenever it runs."""
+
+    catalog: Catalog
+    name: str
+    least: int  # of the sides of what it sees
+
+    def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
+        pixels = sum(self.pixels(Size(part.hole.shape[1], part.hole.shape[0])) for part in parts)
+        with self.catalog.use(self.name, pixels=pixels) as model:
+            fills: list[Pixels] = model.fill(parts, progress)
+        return fills
+
+    def pixels(self, part: Size) -> int:
+        """Return how many pixels the model sees of a part; smaller ones than it takes are padded."""
+        return max(part.width, self.least) * max(part.height, self.least)
 
 
 class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
-    """Fills what a mask covers, one call at a time on its device."""
+    """Fills what a mask covers; calls of one model and of one shape, up to `max_batch` parts, at once on its device.
 
-    def __init__(self, models: Mapping[str, FillerSource], catalog: Catalog, device: Device, limits: Limits) -> None:
+    `max_batch` of 0 is as many as each model can; 1 fills one part after the other."""
+
+    def __init__(
+        self,
+        models: Mapping[str, FillerSource],
+        catalog: Catalog,
+        device: Device,
+        limits: Limits,
+        max_batch: int = 0,
+    ) -> None:
         self._models = models
         self._catalog = catalog
         self._device = device
         self._limits = limits
+        self._max_batch = max_batch
 
     async def Inpaint(
         self, request: inpaint_pb2.InpaintRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -74,6 +111,8 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
         card = self._catalog.card(asked.model if asked.HasField("model") else None, "inpaint")
         radius = asked.radius_px if asked.HasField("radius_px") else DEFAULT_RADIUS
         window = self._models[card.name].window(Options(radius))
+        most = min(window.most_at_once, self._max_batch or window.most_at_once)
+        model = Admitted(self._catalog, card.name, window.least)
 
         def decode(job: Job) -> Input:
             picture = picture_from_proto(request.image, self._limits)
@@ -86,11 +125,26 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
                 margin=asked.crop_margin_px if asked.HasField("crop_margin_px") else None,
                 resize_limit=asked.resize_limit_px if asked.HasField("resize_limit_px") else None,
             )
-            return Input(picture, mask, how)
+            parts = tuple(region.part(window) for region in how.regions)
+            self._catalog.admit(card.name, max(map(model.pixels, parts)))
+            return Input(picture, mask, how, parts)
 
-        def run(job: Job, given: Input) -> Picture:
-            model = self._catalog.get(card.name)
-            return inpaint(given.picture, given.mask, given.plan, model, window, Options(radius, job.seed), job)
+        def run(calls: Sequence[Member[Input, Picture]]) -> None:
+            here = [call for call in calls if load(call)]
+            fill_together(model, most, [(call, its_steps(call)) for call in here])
+
+        def load(call: Member[Input, Picture]) -> bool:
+            """Have the model loaded, as a stage of the first call that is not over meanwhile."""
+            try:
+                call.within(lambda: self._catalog.get(card.name, job=call.job))
+            except (Cancelled, DeadlineExceeded) as error:
+                call.fail(error)
+                return False
+            return True
+
+        def its_steps(call: Member[Input, Picture]) -> Steps:
+            given, options = call.given, Options(radius, call.job.seed)
+            return steps(given.picture, given.mask, given.plan, window, options, call.job)
 
         def encode(job: Job, picture: Picture) -> inpaint_pb2.InpaintResult:
             result = inpaint_pb2.InpaintResult()
@@ -103,11 +157,16 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
 
         return Work(
             decode=decode,
-            run=run,
+            run=Together(
+                run,
+                key=lambda given: (card.name, given.kind),
+                size=lambda given: len(given.parts),
+                most=most,
+            ),
             encode=encode,
             placement=placement,
             model=card.name,
-            digest=card.digest,
+            digest=self._catalog.digest(card.name),
         )
 
 

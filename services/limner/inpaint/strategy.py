@@ -8,6 +8,7 @@ Knows no particular model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from math import ceil
@@ -24,6 +25,7 @@ from limner.core.picture import Picture, Pixels
 from limner.core.resample import resize
 from limner.inpaint.detail import enlarged_with_detail
 from limner.inpaint.filler import Filler, Options, Part, Window
+from limner.inpaint.together import Steps, Wanted, fill_together
 from limner.inpaint.windows import around, blocks, fill
 from limner.runtime.job import Job
 
@@ -57,6 +59,10 @@ class Region:
     def reduced(self) -> bool:
         """Whether the model sees it smaller than it is."""
         return self.size != self.box.size
+
+    def part(self, window: Window) -> Size:
+        """Return the size of the parts that it is filled in, of which there may be one."""
+        return Size(min(self.size.width, window.side), min(self.size.height, window.side))
 
 
 @dataclass(frozen=True)
@@ -197,12 +203,40 @@ def inpaint(
 
     The model's hole is wherever the mask isn't 0. Where it is between 0 and 255, the fill is blended in.
     """
+    alone = _Alone()
+    fill_together(model, window.most_at_once, [(alone, steps(picture, mask, plan, window, options, job))])
+    return alone.result()
+
+
+class _Alone(Future[Picture]):
+    """A call that is run where it is called."""
+
+    within = staticmethod(lambda function: function())
+    succeed = Future.set_result
+    fail = Future.set_exception
+
+
+def steps(picture: Picture, mask: Mask, plan: Plan, window: Window, options: Options, job: Job) -> Steps:
+    """Return what `inpaint` does, for `fill_together`: the plan's regions want a part each, until they are filled."""
     pixels = picture.pixels.copy()
     seen = [_seen(picture, mask, region) for region in plan.regions]
-    steps = [blocks(hole, window) for _, hole in seen]
+    blocks_of = [blocks(hole, window) for _, hole in seen]
+    regions = [
+        fill(part, hole, its_blocks, window.side, options)
+        for (part, hole), its_blocks in zip(seen, blocks_of, strict=True)
+    ]
+    fills: dict[int, Pixels] = {}
+    wanted: dict[int, Part] = {}
     told = done = 0
 
-    with job.stage("inpaint", window.parts * sum(map(len, steps))) as report:
+    def go_on(index: int, filled: Pixels | None = None) -> None:
+        wanted.pop(index, None)
+        try:
+            wanted[index] = next(regions[index]) if filled is None else regions[index].send(filled)
+        except StopIteration as end:
+            fills[index] = end.value
+
+    with job.stage("inpaint", window.parts * sum(map(len, blocks_of))) as report:
 
         def progress(share: float) -> None:
             nonlocal told
@@ -212,22 +246,18 @@ def inpaint(
                 report(told)
             job.check()
 
-        def step_done() -> None:
-            nonlocal told, done
-            done += 1
+        for index in range(len(regions)):
+            go_on(index)
+        while wanted:
+            got = yield Wanted(dict(wanted), progress)
+            for index, filled in got.items():
+                go_on(index, filled)
+            done += len(got)
             told = window.parts * done
             report(told)
-
-        def fill_part(part: Pixels, hole: NDArray[np.bool_]) -> Pixels:
-            return model.fill([Part(part, hole, options)], progress)[0]
-
-        fills = [
-            fill(part, hole, its_steps, window.side, fill_part, step_done)
-            for (part, hole), its_steps in zip(seen, steps, strict=True)
-        ]
     with job.stage("blend", len(fills)) as report:
-        for done, (region, filled) in enumerate(zip(plan.regions, fills, strict=True), start=1):
-            _blend(pixels[region.box.slices()], filled, mask[region.box.slices()], job.check)
+        for done, (index, region) in enumerate(enumerate(plan.regions), start=1):
+            _blend(pixels[region.box.slices()], fills[index], mask[region.box.slices()], job.check)
             report(done)
     return picture.with_pixels(pixels)
 

@@ -5,7 +5,7 @@ A step cannot be stopped, so a cancelled call ends after one step at the latest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from limner.core.geometry import Box, Size
 from limner.core.mask import bounds
 from limner.core.picture import Pixels
-from limner.inpaint.filler import Window
+from limner.inpaint.filler import Options, Part, Window
 
 
 def blocks(hole: NDArray[np.bool_], window: Window) -> list[Box]:
@@ -38,27 +38,21 @@ def blocks(hole: NDArray[np.bool_], window: Window) -> list[Box]:
 
 
 def fill(
-    pixels: Pixels,
-    hole: NDArray[np.bool_],
-    steps: list[Box],
-    side: int,
-    fill_part: Callable[[Pixels, NDArray[np.bool_]], Pixels],
-    step_done: Callable[[], None],
-) -> Pixels:
+    pixels: Pixels, hole: NDArray[np.bool_], steps: list[Box], side: int, options: Options
+) -> Generator[Part, Pixels, Pixels]:
     """Return `pixels`, (height, width, 1 or 3), with the hole, (height, width) bool, filled in the given steps.
 
-    `fill_part` is given at most `side` × `side` pixels and their hole; it returns them filled.
+    Yields parts of at most `side` × `side` pixels, one after the other, and is sent each one's pixels filled.
     """
     size = Size(hole.shape[1], hole.shape[0])
     filled, unknown = pixels.copy(), hole.copy()
     for block in steps:
         view = around(block, Size(side, side), size)
-        seen = fill_part(np.ascontiguousarray(filled[view.slices()]), unknown[view.slices()].copy())
+        seen = yield Part(np.ascontiguousarray(filled[view.slices()]), unknown[view.slices()].copy(), options)
         inner = Box(block.x - view.x, block.y - view.y, block.width, block.height).slices()
         wanted = unknown[block.slices()]
         filled[block.slices()][wanted] = seen[inner][wanted]
         wanted[...] = False  # a view of `unknown`: it is known from now on
-        step_done()
     return filled
 
 

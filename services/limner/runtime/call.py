@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -25,16 +26,88 @@ from google.protobuf.message import Message
 from limner.core.errors import DeadlineExceeded
 from limner.core.placement import Placement
 from limner.core.seed import draw_seed
-from limner.runtime.device import Device, Ticket
+from limner.runtime.device import Device, Seat, Shared, Ticket
 from limner.runtime.job import Job, Timing
 from limner.runtime.messages import duration, placement_to_proto
-from limner.runtime.telemetry import tracer
+from limner.runtime.telemetry import current_span, tracer
 from limner.v1 import progress_pb2
 
 Input = TypeVar("Input")  # what decode makes of the request
 Output = TypeVar("Output")  # what the device makes of that
+T = TypeVar("T")
 R = TypeVar("R", bound=Message)  # the typed result message
 M = TypeVar("M", bound=Message)  # the stream's response message
+
+
+@dataclass(frozen=True)
+class _Ready(Generic[Input]):
+    """A decoded call, and how it is told that its turn has come."""
+
+    job: Job
+    given: Input
+    begin: Callable[[], None]
+
+
+class Member(Generic[Input, Output]):
+    """A call in a turn that it shares with others. It ends with the first `succeed` or `fail`, and holds nothing after,
+    as an error's traceback may lead here."""
+
+    def __init__(self, seat: Seat[_Ready[Input]], device: str) -> None:
+        self._seat = seat
+        self._span = seat.within(lambda: current_span("device", {"limner.device": device}))
+        self.job, self.given = seat.given.job, seat.given.given
+
+    def within(self, function: Callable[[], T]) -> T:
+        """Return `function()`, called in the call's own context: its trace, and what its logs are marked with."""
+        return self._seat.within(function)
+
+    def succeed(self, result: Output) -> None:
+        """End the call's turn with what it made."""
+        if self._end():
+            self._seat.succeed(result)
+
+    def fail(self, error: Exception) -> None:
+        """End the call's turn with an error."""
+        if self._end():
+            self._seat.fail(error)
+
+    def _end(self) -> bool:
+        if not hasattr(self, "given"):
+            return False
+        self._span.end()
+        del self.job, self.given
+        return True
+
+
+@dataclass(frozen=True)
+class Together(Generic[Input, Output]):
+    """Work that calls of one key do in one turn of the device, if several are ready (see `limner.runtime.device`)."""
+
+    run: Callable[[Sequence[Member[Input, Output]]], None]  # ends each as soon as it can; an error ends those left
+    key: Callable[[Input], Hashable]  # what the calls must have in common
+    size: Callable[[Input], int]  # how much of `most` a call takes
+    most: int
+
+    def shared(self, ready: _Ready[Input], device: str) -> Shared[_Ready[Input]]:
+        """Return this as the device wants it, for one call."""
+        work = functools.partial(self._turn, device=device)
+        return Shared(ready, work, key=self.key(ready.given), size=self.size(ready.given), most=self.most)
+
+    def _turn(self, seats: Sequence[Seat[_Ready[Input]]], device: str) -> None:
+        members = []
+        for seat in seats:
+            try:
+                seat.within(seat.given.begin)
+            except Exception as error:  # it is over already
+                seat.fail(error)
+            else:
+                members.append(Member[Input, Output](seat, device))
+        if members:
+            try:
+                self.run(members)
+            except Exception as error:
+                for member in members:
+                    member.fail(error)
 
 
 @dataclass(frozen=True)
@@ -42,7 +115,7 @@ class Work(Generic[Input, Output, R]):
     """What a call does, in three parts on three kinds of threads."""
 
     decode: Callable[[Job], Input]  # on a helper thread
-    run: Callable[[Job, Input], Output]  # on the device's thread, alone
+    run: Callable[[Job, Input], Output] | Together[Input, Output]  # on the device's thread: alone, or with other calls
     encode: Callable[[Job, Output], R]  # on a helper thread; returns the `result` of the response
     placement: Callable[[Input], Placement]  # for Started; called right after decode, on the same thread
     model: str = ""
@@ -122,16 +195,19 @@ async def _carry_out(
             decoded = work.decode(job)
             return decoded, work.placement(decoded)
 
-    def run() -> Output:
+    def begin() -> None:
         nonlocal phase
         phase = "being worked on"
         queue.seconds = time.perf_counter() - began - job.timings[1].seconds
         queue_span.end()
         job.check()
         mailbox.put("started", progress_pb2.Started(placement=placement_to_proto(placement)))
+
+    def run(alone: Callable[[Job, Input], Output]) -> Output:
+        begin()
         before, started = len(job.timings), time.perf_counter()
         with tracer.start_as_current_span("device", attributes={"limner.device": device.name}):
-            output = work.run(job, decoded)
+            output = alone(job, decoded)
         if len(job.timings) == before:  # work that has no stages of its own
             job.timings.append(Timing("run", time.perf_counter() - started))
         return output
@@ -148,7 +224,11 @@ async def _carry_out(
         async with asyncio.timeout(remaining) as limit:
             await ticket.near.wait()
             decoded, placement = await device.help(decode)
-            output = await ticket.run(run)
+            output: Output
+            if isinstance(work.run, Together):
+                output = await ticket.share(work.run.shared(_Ready(job, decoded, begin), device.name))
+            else:
+                output = await ticket.run(functools.partial(run, work.run))
             result = await device.help(encode)
     except Exception as error:
         late = isinstance(error, TimeoutError) and limit.expired()

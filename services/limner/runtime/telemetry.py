@@ -41,6 +41,12 @@ call_duration = _meter.create_histogram(
     explicit_bucket_boundaries_advisory=_SECONDS,
 )
 refused = _meter.create_counter("limner.refused", "{call}", "Calls refused before they began, by reason")
+calls_at_once = _meter.create_histogram(
+    "limner.device.calls_at_once",
+    "{call}",
+    "Calls that a device did in one turn",
+    explicit_bucket_boundaries_advisory=[1, 2, 3, 4, 8, 16],
+)
 
 run_duration = _meter.create_histogram(
     "limner.run.duration",
@@ -106,6 +112,13 @@ def server_span(name: str, metadata: Mapping[str, str]) -> Iterator[trace.Span]:
         set_status_on_exception=False,
     ) as span:
         yield span
+
+
+def current_span(name: str, attributes: Mapping[str, str]) -> trace.Span:
+    """Return a span that is the current one for all that is called in this context from now on, until it is ended."""
+    span = tracer.start_span(name, attributes=attributes)
+    otel_context.attach(trace.set_span_in_context(span))
+    return span
 
 
 def call_ended(span: trace.Span, name: str, status: str, seconds: float) -> None:
