@@ -29,7 +29,7 @@ def photographs(side: int, *, held_out: bool = False) -> NDArray[np.float32]:
     fitted = [skimage.data.astronaut(), skimage.data.coffee(), _asset("nuthatch.jpg"), skimage.data.rocket()]
     others = [skimage.data.chelsea(), _asset("demo.jpg"), _asset("ladybird.jpg"), skimage.data.stereo_motorcycle()[0]]
     squares = [_square(picture, side) for picture in (others if held_out else fitted)]
-    return np.stack(squares).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return np.stack(squares).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
 
 
 def holes(count: int, side: int) -> NDArray[np.float32]:
@@ -37,7 +37,8 @@ def holes(count: int, side: int) -> NDArray[np.float32]:
     y, x = np.mgrid[:side, :side] / side
     centres = np.random.default_rng(3).uniform(0.35, 0.65, (count, 2, 1, 1))
     reach = ((y - centres[:, 0]) / 0.12) ** 2 + ((x - centres[:, 1]) / 0.17) ** 2
-    return (reach < 1).astype(np.float32)[:, None]
+    mask: NDArray[np.float32] = (reach < 1).astype(np.float32)[:, None]
+    return mask
 
 
 def realistic_lama(side: int = 192) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.export.networks import migan, zits_edge_line, zits_inpaint, zits_structure_upsample, zits_wireframe
+from limner.export.networks import lama, migan, zits_edge_line, zits_inpaint, zits_structure_upsample, zits_wireframe
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,24 @@ _TRANSFORMER = ("", "model.", "transformer.", "edge_line.")
 _UPSAMPLE = ("", "model.", "structure_upsample.")
 _INPAINT = ("", "model.", "inpaint_model.", "inpaint.")
 
+
+def _lama(file: str) -> Export:
+    return Export(
+        file=file,
+        onnx="network.onnx",
+        network=lama.Lama,
+        prefixes=("", "model."),
+        wrap=lama.LamaFill,
+        inputs=lambda: {"image": torch.rand(1, 3, 64, 72), "mask": torch.zeros(1, 1, 64, 72)},
+        outputs=("filled",),
+        dynamic={"image": _PICTURE, "mask": _PICTURE, "filled": _PICTURE},
+        beside=("discriminator.", "loss_", "val_evaluator.", "test_evaluator."),
+    )
+
+
 EXPORTS: dict[str, tuple[Export, ...]] = {
+    "lama": (_lama("big-lama.pt"),),
+    "anime-lama": (_lama("anime-manga-big-lama.pt"),),
     "migan": (
         Export(
             file="migan_traced.pt",
@@ -132,4 +149,4 @@ EXPORTS: dict[str, tuple[Export, ...]] = {
         ),
     ),
 }
-"""By the model's name; one for each file of its card, in the card's order."""
+"""By the model's name; one for each of its card's exports."""

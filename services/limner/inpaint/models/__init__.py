@@ -1,11 +1,13 @@
 """The models of this server by the names that requests use."""
 
 from limner.inpaint.filler import FillerSource
-from limner.inpaint.models import fsr, navier_stokes, patchmatch, telea
+from limner.inpaint.models import anime_lama, fsr, lama, navier_stokes, patchmatch, telea
 
 MODELS: dict[str, FillerSource] = {
     "patchmatch": patchmatch,
     "fsr": fsr,
     "telea": telea,
     "navier-stokes": navier_stokes,
+    "lama": lama,
+    "anime-lama": anime_lama,
 }
