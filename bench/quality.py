@@ -1,14 +1,15 @@
-"""Compares fills on photographs: `python -m bench.fills [--quick] [--json]`. Prints tables, writes out/fills/grid.png.
+"""Compares fills on photographs: `python -m bench.quality [--quick] [--json]`. Prints a table, writes a picture grid.
 
-Every fill gets the same neighbourhoods of holes whose content is known: strokes, boxes and shapes of objects. The more
-a hole hides, the less a faithful copy can be expected, so the grid is to be looked at: numbers prefer blur to texture.
-Knows the server's models and, beside them, what OpenCV and scikit-image offer.
+Every fill gets the same holes, whose content is known: strokes, boxes and shapes of objects. The more a hole hides, the
+less a faithful copy can be expected, so the grid is to be looked at: numbers prefer blur to texture. Compared are the
+server's models that are installed, each as the server runs it with `auto`, and what OpenCV and scikit-image offer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,20 +23,27 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from skimage.restoration import inpaint_biharmonic
 
-from limner.core.placement import Placement
+from bench.figures import rows_table
+from limner.core.picture import Picture
 from limner.core.seed import generator
+from limner.engine.machine import this_machine
+from limner.engine.placement import place
 from limner.engine.store import open_store
-from limner.inpaint.filler import Options, Part
+from limner.inpaint.filler import Filler, Options, Window
 from limner.inpaint.models import MODELS
 from limner.inpaint.models.patchmatch import PatchMatch
+from limner.inpaint.strategy import Strategy, inpaint, plan
+from limner.runtime.job import Job
 
 ASSETS = Path(__file__).parent.parent / "assets"
-OUT = Path("out/fills")
-MARGIN = 128  # what the server's CROP shows of the surroundings
+OUT = Path("out/quality")
+MARGIN = 128  # what is shown of the surroundings to fills that the server doesn't have
 
 Pixels = NDArray[np.uint8]
 Hole = NDArray[np.bool_]
 Fill = Callable[[Pixels, Hole], Pixels]
+
+RADII = (3, 5, 7)  # of PatchMatch's patches, beside the server's
 
 
 @dataclass(frozen=True)
@@ -62,22 +70,45 @@ class Score:
 
 
 def fills() -> dict[str, Fill]:
-    """Return every fill by name: the server's first."""
-    compared: dict[str, Fill] = {name: _served(name) for name in MODELS}
-    compared |= {f"patchmatch {2 * radius + 1}×{2 * radius + 1}": _patchmatch(radius) for radius in (3, 5, 7)}
-    compared["xphoto shift map"] = _shift_map
-    compared["biharmonic"] = _biharmonic
+    """Return every fill by name: the server's first. Models that aren't installed are left out."""
+    store, machine = open_store(), this_machine()
+    compared: dict[str, Fill] = {}
+    for name, source in MODELS.items():
+        if not store.missing(source.CARD):
+            placement = place(source.CARD, machine, differences=store.differences(source.CARD))
+            compared[name] = _served(source.load(placement, store), source.window(Options()))
+    served = MODELS["patchmatch"].window(Options())
+    compared |= {
+        f"patchmatch {2 * radius + 1}×{2 * radius + 1}": _served(PatchMatch(radius), served) for radius in RADII
+    }
+    compared["xphoto shift map"] = _near(_shift_map)
+    compared["biharmonic"] = _near(_biharmonic)
     return compared
 
 
-def _served(name: str) -> Fill:
-    model = MODELS[name].load(Placement("cpu", "native", "", "a comparison"), open_store())
-    return lambda picture, hole: model.fill([Part(picture, hole, Options())], lambda share: None)[0]
+def _served(model: Filler, window: Window) -> Fill:
+    def fill(picture: Pixels, hole: Hole) -> Pixels:
+        mask = np.where(hole, np.uint8(255), np.uint8(0))
+        job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: None)
+        filled = inpaint(Picture(picture), mask, plan(mask, Strategy.AUTO, window), model, window, Options(), job)
+        return np.asarray(filled.pixels, np.uint8)
+
+    return fill
 
 
-def _patchmatch(radius: int) -> Fill:
-    model = PatchMatch(radius)
-    return lambda picture, hole: model.fill([Part(picture, hole, Options())], lambda share: None)[0]
+def _near(fill: Fill) -> Fill:
+    """Let a fill see the hole's surroundings only."""
+
+    def fill_near(picture: Pixels, hole: Hole) -> Pixels:
+        x, y, width, height = cv2.boundingRect(hole.astype(np.uint8))
+        rows = slice(max(0, y - MARGIN), y + height + MARGIN)
+        columns = slice(max(0, x - MARGIN), x + width + MARGIN)
+        filled = picture.copy()
+        part = np.ascontiguousarray(picture[rows, columns]), np.ascontiguousarray(hole[rows, columns])
+        filled[rows, columns] = fill(*part)
+        return filled
+
+    return fill_near
 
 
 def _shift_map(picture: Pixels, hole: Hole) -> Pixels:
@@ -103,7 +134,7 @@ def cases(quick: bool) -> Iterator[Case]:
         for kind, draw in HOLES.items():
             hole = draw(picture.shape[:2], places, generator(len(name) + len(kind)))
             if not quick or kind == "object":
-                yield Case(name, kind, *_neighbourhood(picture, hole))
+                yield Case(name, kind, picture, hole)
 
 
 def photographs() -> dict[str, tuple[Pixels, list[tuple[int, int]]]]:
@@ -154,13 +185,6 @@ def _object(shape: tuple[int, int], places: list[tuple[int, int]], random: np.ra
 
 
 HOLES = {"stroke": _strokes, "box": _box, "object": _object}
-
-
-def _neighbourhood(picture: Pixels, hole: Hole) -> tuple[Pixels, Hole]:
-    x, y, width, height = cv2.boundingRect(hole.astype(np.uint8))
-    rows = slice(max(0, y - MARGIN), y + height + MARGIN)
-    columns = slice(max(0, x - MARGIN), x + width + MARGIN)
-    return np.ascontiguousarray(picture[rows, columns]), np.ascontiguousarray(hole[rows, columns])
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -235,7 +259,7 @@ def summary(scores: dict[tuple[str, str], list[Score]]) -> list[dict[str, object
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.fills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="holes like objects only")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
@@ -244,13 +268,9 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(OUT / "grid.png"), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
     (OUT / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
-    if arguments.json:
-        print(json.dumps(entries, indent=2))
-        return
-    print("| hole | fill | PSNR dB | SSIM | seam | seconds | cases |\n|---|---|---|---|---|---|---|")
-    for entry in sorted(entries, key=lambda entry: (str(entry["hole"]), -float(str(entry["ssim"])))):
-        print(f"| {' | '.join(str(value) for value in entry.values())} |")
-    print(f"\nwritten to {OUT}/grid.png and results.json")
+    ordered = sorted(entries, key=lambda entry: (str(entry["hole"]), -float(str(entry["ssim"]))))
+    print(json.dumps(ordered) if arguments.json else rows_table(ordered))
+    print(f"written to {OUT}/grid.png and results.json", file=sys.stderr)
 
 
 if __name__ == "__main__":
