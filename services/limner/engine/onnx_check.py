@@ -16,11 +16,13 @@ DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 def check_onnx(model: Path | bytes) -> None:
     """Raise BadArgument if `model` is no ONNX network, has operators of another domain than `DOMAINS` or its own
-    functions, or keeps tensors outside its folder (for bytes: outside itself)."""
+    functions, or keeps tensors outside its folder (for bytes: outside itself); MemoryError if it is too large."""
     name = model.name if isinstance(model, Path) else "the network"
     try:
         proto = onnx.load_from_string(model.read_bytes() if isinstance(model, Path) else model)
     except DecodeError as error:
+        if "alloc failed" in str(error):  # how protobuf says that there was no memory for it
+            raise MemoryError(f"no memory to read {name}") from error
         raise BadArgument(f"{name} is no ONNX file, or a damaged one", field="model") from error
     if not proto.graph.node:
         raise BadArgument(f"{name} is no ONNX file: it has no operators", field="model")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,8 +46,9 @@ class Session(ABC):
         """Return the outputs in the order of `output_names`, the caller's to keep. Raises OutOfMemory.
 
         `check` is called on the calling thread every CHECK_EVERY_S while the network runs. If it raises, the engine
-        stops after the operator it is at (of large pictures some take half a second), and the exception goes on to the
-        caller; the session can be used again.
+        stops after the operator it is at (of large pictures some take half a second), or is waited for where stopping
+        would cost more than the rest of the run; then the exception goes on to the caller. The session can be used
+        again.
         """
         with _allocations():
             return self._run(inputs, check)
@@ -62,7 +64,8 @@ def open_session(model: Path | bytes, placement: Placement, *, thread_count: int
     or the device of the placement turns out not to work."""
     from limner.engine.onnx_check import check_onnx  # imports onnx, half a second
 
-    check_onnx(model)
+    with _allocations():
+        check_onnx(model)
     threads = (placement.thread_count if thread_count is None else thread_count) or cpu_count()
     kind = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}[placement.engine]
     try:
@@ -163,48 +166,77 @@ class OpenVinoSession(Session):
 
     An int8 file says itself which operators are int8; the rest of it runs in fp32, as with bf16 in between OpenVINO
     converts to and fro (LaMa at 256²: 0.33 s instead of 0.22 s).
+
+    A compiled network is not used again after a run that was stopped or failed: part of it would be left prepared for
+    another size, and the next run would give wrong values, or end the process (2026.4). It is compiled anew by the next
+    run. That takes seconds, so a run that will be over before is not stopped but waited for.
     """
+
+    _compiled: Any  # None after a run that was stopped or failed
+    _request: Any
 
     def __init__(self, model: Path | bytes, placement: Placement, threads: int) -> None:
         openvino = _import_openvino()
-        precision = openvino.Type.bf16 if placement.precision == "bf16" else openvino.Type.f32
-        core = openvino.Core()
-        settings = {
+        self._model = model
+        self._settings = {
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": openvino.Type.bf16 if placement.precision == "bf16" else openvino.Type.f32,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the servers of one machine would all pin the same cores
         }
+        self._core = openvino.Core()
+        self._seconds_per_value = 0.0  # of the inputs; of the last run that ended well
         try:
-            self._compiled = core.compile_model(core.read_model(model), "CPU", settings)
+            self._compile()
         except RuntimeError as error:
             raise _cannot_run("OpenVINO", error) from error
-        self._request = self._compiled.create_infer_request()
         self.input_names = [port.any_name for port in self._compiled.inputs]
         self.output_names = [port.any_name for port in self._compiled.outputs]
 
+    def _compile(self) -> None:
+        began = time.monotonic()
+        self._compiled = self._core.compile_model(self._core.read_model(self._model), "CPU", self._settings)
+        self._request = self._compiled.create_infer_request()
+        self._compile_s = time.monotonic() - began
+
     def _run(self, inputs: dict[str, NDArray[Any]], check: Check | None) -> list[NDArray[Any]]:
+        if self._compiled is None:
+            self._compile()
+        began, values = time.monotonic(), sum(array.size for array in inputs.values())
         try:
             # Not `infer`: with a single thread it drops exceptions and returns empty arrays (2026.4).
             self._request.start_async(inputs, share_inputs=True)
-            if check is not None:
-                self._await(check)
+            error = None if check is None else self._await(check, began + self._seconds_per_value * values)
             self._request.wait()
-            return [self._request.get_output_tensor(index).data.copy() for index in range(len(self.output_names))]
-        finally:
+            outputs = [self._request.get_output_tensor(index).data.copy() for index in range(len(self.output_names))]
             self._compiled.release_memory()
-            trim()
-
-    def _await(self, check: Check) -> None:
-        """Return when the run has ended, well or not. Raises as `check` does, once the run has stopped."""
-        try:
-            while not self._request.wait_for(round(CHECK_EVERY_S * 1000)):
-                check()
         except BaseException:
-            self._request.cancel()
-            with suppress(RuntimeError):  # that it was cancelled
-                self._request.wait()
+            self._request = self._compiled = None
             raise
+        finally:
+            trim()
+        self._seconds_per_value = (time.monotonic() - began) / max(values, 1)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback leads back here, and holds pictures
+        return outputs
+
+    def _await(self, check: Check, end: float) -> BaseException | None:
+        """Return None once the run has ended, well or not; or what `check` raised if the run ends before long anyway.
+        Otherwise stop the run and raise that. `end` is when it is expected to end."""
+        while not self._request.wait_for(round(CHECK_EVERY_S * 1000)):
+            try:
+                check()
+            except BaseException as error:
+                if 0 < end - time.monotonic() < self._compile_s:
+                    return error
+                self._request.cancel()
+                with suppress(RuntimeError):  # that it was cancelled
+                    self._request.wait()
+                raise
+        return None
 
 
 def _import_openvino() -> Any:
