@@ -120,18 +120,22 @@ def _export(
     store: Store, card: ModelCard, sources: Sequence[Source], precisions: Collection[str], tell: Tell
 ) -> list[str]:
     exports = EXPORTS[card.name]
-    by_file = {source.file.name: source for source in sources}
     made: dict[str, Path] = {}
+
+    def say(text: str) -> None:
+        tell(f"{card.name}: {text}")
+
     differences: dict[str, float] = {}
     with _all_or_nothing(store, card, made):
-        for export in exports:
-            source = by_file[export.file]
+        for source in sources:
             is_published = "the published file" if source.is_published else "not the published file"
-            tell(f"{card.name}: reading {source.path.name}, {is_published}")
-            part = made[export.onnx] = store.folder(card) / f"{export.onnx}.part"
-            _write(export, source.path, part, tell=lambda text: tell(f"{card.name}: {text}"))
+            say(f"reading {source.path.name}, {is_published}")
+            tensors = read_tensors(source.path)
+            for export in (export for export in exports if export.file == source.file.name):
+                part = made[export.onnx] = store.folder(card) / f"{export.onnx}.part"
+                _write(export, source, tensors, part, say)
         if len(exports) == 1 and set(exports[0].inputs()) == {"image", "mask"}:
-            differences = _add_precisions(exports[0], made, precisions, lambda text: tell(f"{card.name}: {text}"))
+            differences = _add_precisions(exports[0], made, precisions, say)
         record = {
             "made_from": {source.file.name: _origin(source) for source in sources},
             "differences": differences,
@@ -165,14 +169,13 @@ def _all_or_nothing(store: Store, card: ModelCard, made: Mapping[str, Path]) -> 
             path.unlink(missing_ok=True)
 
 
-def _write(export: Export, source: Path, target: Path, tell: Tell) -> None:
-    """Write the ONNX file of one checkpoint to `target`, and run it once beside torch."""
+def _write(export: Export, source: Source, tensors: Mapping[str, Tensor], target: Path, tell: Tell) -> None:
+    """Write the ONNX file of one network to `target`, and run it once beside torch."""
     network = export.network().eval().requires_grad_(False)
-    tensors = read_tensors(source)
     try:
         load_parameters(network, tensors, export.prefixes, export.beside)
     except BadCheckpoint as error:
-        raise BadCheckpoint(f"{source.name} does not fit: {error}") from error
+        raise BadCheckpoint(f"{source.path.name} does not fit: {error}") from error
     tell(f"writing {export.onnx}")
     wrapped = export.wrap(network).eval()
     with torch.random.fork_rng(devices=()):
