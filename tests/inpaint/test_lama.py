@@ -15,6 +15,8 @@ from limner.engine.session import Session, open_session
 from limner.export.exports import EXPORTS
 from limner.export.networks.lama import Lama, LamaFill, dft_of
 from limner.export.onnx_file import write_onnx
+from limner.inpaint.filler import Options, Part
+from limner.inpaint.network import ImageMaskFiller
 from tests.inpaint.golden.lama_weights import lama_weights
 from tests.inpaint.golden.make_lama import SHAPES, STRIDE
 from tests.inpaint.golden.weights import holes, pictures
@@ -86,6 +88,26 @@ def test_the_onnx_file_equals_the_original(name: str, session: Session, golden: 
     (filled,) = session.run({"image": image, "mask": mask})
     assert filled.shape == image.shape
     assert np.abs(filled[:, :, ::STRIDE, ::STRIDE] - golden[name]).max() < 1e-3
+
+
+ENGINES = [("onnxruntime", "fp32", 1), ("openvino", "fp32", 1), ("openvino", "bf16", 6)]
+"""Engine, precision, and by how many of 255 levels a part may differ when it is filled with others: engines divide the
+work otherwise, and so round otherwise."""
+
+
+@pytest.mark.parametrize(("engine", "precision", "levels"), ENGINES)
+def test_parts_are_filled_alike_together_and_alone(engine: str, precision: str, levels: int, onnx_file: Path) -> None:
+    session = open_session(onnx_file, Placement("cpu", precision, engine, "a test"), thread_count=2)
+    filler = ImageMaskFiller(session, multiple=8)
+    image, mask = pictures(3, 37, 60), holes(3, 37, 60)
+    pixels = np.rint(image.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    parts = [Part(each, hole[0] > 0, Options()) for each, hole in zip(pixels, mask, strict=True)]
+    together = filler.fill(parts, lambda share: None)
+    alone = [filler.fill([part], lambda share: None)[0] for part in parts]
+    for one, other in zip(together, alone, strict=True):
+        difference = np.abs(one.astype(int) - other)
+        assert difference.max() <= levels
+        assert difference.mean() < levels / 6
 
 
 def test_what_is_in_the_hole_does_not_matter(session: Session) -> None:
