@@ -28,8 +28,8 @@ class Measured:
 
     precision: str
     loaded_bytes: int
-    call_bytes: int = 0  # at the peak of one call, beyond the loaded model
-    call_pixels: int = 0  # what the network saw in that call; 0: none was measured
+    call_bytes: int = 0  # at the peak of one call, beyond the loaded model; 0: none was measured
+    call_pixels: int = 0  # what the network saw in that call
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Budget:
 
     def __init__(self, limit_bytes: int = 0, device: str = "cpu") -> None:
         self._device = device
+        memory.collect()
         self._base_bytes = memory.in_use(device)
         free = memory.free(device)
         auto = sys.maxsize if free is None else round(AUTO_SHARE * free)
@@ -69,21 +70,21 @@ class Budget:
         measured = self.measured(card.name)
         if measured is not None and measured.precision == placement.precision:
             loaded = measured.loaded_bytes
-            if measured.call_pixels:
+            if measured.call_bytes:
                 call = round(measured.call_bytes / measured.call_pixels * pixels)
         return Need(loaded, call)
 
-    def room(self, held_bytes: int | None = None) -> int:
-        """Return what one model and its call could have if all other models were unloaded.
+    def room(self, held_bytes: int, *, between_calls: bool) -> int:
+        """Return what one model and its call could have if all other models were unloaded; the loaded ones take
+        `held_bytes`.
 
-        Between calls, `held_bytes` is what the loaded models take. While calls run, give None: what they take will be
-        free again, so all that the process has grown by counts as free. So it always does on CUDA, whose engine keeps
-        what it once had."""
+        While calls run, all that the process has grown by counts as free, as what they take will be free again. So it
+        always does on CUDA, whose engine keeps what it once had."""
         free = memory.free(self._device)
         if free is None:
             return self.limit_bytes
-        if held_bytes is None or self._device != "cpu":
-            held_bytes = memory.in_use(self._device) - self._base_bytes
+        if not between_calls or self._device != "cpu":
+            held_bytes = max(held_bytes, memory.in_use(self._device) - self._base_bytes)
         return min(self.limit_bytes, free + held_bytes)
 
     def measure(
@@ -101,13 +102,16 @@ class Budget:
         before = memory.in_use(self._device)
         model = load()
         step(2)
-        pixels, peak = 0, 0
+        memory.collect()
+        rest = memory.in_use(self._device)
+        pixels, call_bytes = 0, 0
         if (warm_up := getattr(model, "warm_up", None)) is not None:
             pixels, peak = memory.peak_of(warm_up, self._device)
-        memory.collect()
-        after = memory.in_use(self._device)
-        call_bytes = max(peak - after, 0) if pixels else 0
-        self._measured[card.name] = Measured(placement.precision, max(after - before, 0), call_bytes, pixels)
+            if self._device == "cpu":  # engines prepare weights in their first run, and give back what the run took
+                memory.collect()
+                rest = memory.in_use(self._device)
+            call_bytes = max(peak - rest, 0)
+        self._measured[card.name] = Measured(placement.precision, max(rest - before, 0), call_bytes, pixels)
         step(3)
         return model
 

@@ -139,7 +139,7 @@ class Catalog:
                 precision=self._config.precision,
                 thread_count=self._config.threads,
                 differences=self.store.differences(card),
-                available_bytes=self._budget.room(),
+                available_bytes=self._budget.room(self._held(), between_calls=False),
             )
         note = self._stands_in(card)
         return replace(placement, reason=f"{placement.reason}; {note}") if note else placement
@@ -166,7 +166,8 @@ class Catalog:
         card = self.card(name)
         if self.state(name) is State.NOT_INSTALLED:
             return  # a fault of its own, which `use` tells
-        need, room = self._need(card, self.placement(name), pixels), self._budget.room()
+        need = self._need(card, self.placement(name), pixels)
+        room = self._budget.room(self._held(), between_calls=False)
         if need.all_bytes > room:
             raise self._budget.shortage(card, need, room, self._settings)
 
@@ -233,15 +234,14 @@ class Catalog:
         need = self._need(card, placement, pixels)
         if not need.all_bytes:
             return
-        takes = {name: self._takes(name) for name in self._loaded}
-        room = self._budget.room(sum(takes.values()))
+        room = self._budget.room(self._held(), between_calls=True)
         if need.all_bytes > room:
             raise self._budget.shortage(card, need, room, self._settings)
-        others = [name for name in takes if takes[name] and name != card.name]
+        others = {name: takes for name in self._loaded if (takes := self._takes(name)) and name != card.name}
         for name in sorted(others, key=lambda name: self._loaded[name].last_use):
-            if need.all_bytes + sum(takes[other] for other in others) <= room:
+            if need.all_bytes + sum(others.values()) <= room:
                 return
-            others.remove(name)
+            del others[name]
             self._forget(name)
             _log.info("unloaded %s to make room for %s", name, card.name)
 
@@ -249,9 +249,14 @@ class Catalog:
         if self._loaded.pop(name, None) is not None:
             memory.collect()
 
+    def _held(self) -> int:
+        """Return what all loaded models take."""
+        return sum(self._takes(name) for name in list(self._loaded))
+
     def _takes(self, name: str) -> int:
-        """Return what a loaded model takes."""
-        return self._need(self.card(name), self._loaded[name].placement, 0).loaded_bytes
+        """Return what a model takes; nothing if it isn't loaded any more, as other threads may ask."""
+        loaded = self._loaded.get(name)
+        return self._need(self.card(name), loaded.placement, 0).loaded_bytes if loaded else 0
 
     def _need(self, card: ModelCard, placement: Placement, pixels: int) -> Need:
         names = self._file_names(card, placement) if card.exports else []
