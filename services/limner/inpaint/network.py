@@ -40,7 +40,7 @@ class ImageMaskFiller:
         image = np.stack([np.pad(each, beyond, mode="symmetric") for each in rgb]).astype(np.float32) / np.float32(255)
         mask = np.stack([np.pad(part.hole[None], beyond, mode="symmetric") for part in parts]).astype(np.float32)
         filled = self._session.run({"image": image, "mask": mask}, partial(progress, 0.0))[0]
-        return [_answer(part, each[:, :height, :width]) for part, each in zip(parts, filled, strict=True)]
+        return [answer(part, each[:, :height, :width]) for part, each in zip(parts, filled, strict=True)]
 
     def warm_up(self) -> int:
         """Fill a hole in the smallest part that is usual, and return how many pixels the network saw."""
@@ -54,8 +54,8 @@ class ImageMaskFiller:
         return -(-max(length, self._least) // self._multiple) * self._multiple
 
 
-def _answer(part: Part, filled: NDArray[np.float32]) -> Pixels:
-    """Return what was filled, (3, height, width) around [0, 1], as pixels like the part's."""
+def answer(part: Part, filled: NDArray[np.float32]) -> Pixels:
+    """Return what was filled, (3, height, width) float32 around [0, 1], as pixels like the part's."""
     values = filled.transpose(1, 2, 0) * np.float32(255)
     if part.pixels.shape[2] == 1:
         values = values.mean(2, keepdims=True)

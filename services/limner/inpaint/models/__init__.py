@@ -1,7 +1,7 @@
 """The models of this server by the names that requests use."""
 
 from limner.inpaint.filler import FillerSource
-from limner.inpaint.models import anime_lama, fsr, lama, migan, navier_stokes, patchmatch, telea
+from limner.inpaint.models import anime_lama, fsr, lama, migan, navier_stokes, patchmatch, telea, zits
 
 MODELS: dict[str, FillerSource] = {
     "patchmatch": patchmatch,
@@ -11,4 +11,5 @@ MODELS: dict[str, FillerSource] = {
     "lama": lama,
     "anime-lama": anime_lama,
     "migan": migan,
+    "zits": zits,
 }

@@ -5,10 +5,10 @@ A wireframe network finds the lines around the hole, Canny the edges; a transfor
 small network doubles the drawing until it is as large as the picture; then the hole is filled.
 
 The published pipeline works on squares alone, and completes others by reflecting them at the right and at the bottom,
-to at least 256² and a multiple of 32. So does this one: every network sees the picture as it did when published. What is
-beyond the window's side it never sees in one piece; holes that large are reduced, or filled step by step, as for any
-model. Unlike other networks, this one takes hints from what the hole covers: Canny's edges just outside a hole depend a
-little on the values inside, as published.
+to at least 256² and a multiple of 32. So does this one: every network sees what it would see there. It never sees in
+one piece what is larger than the window's side; such holes are reduced, or filled step by step, as for any model.
+Unlike other networks, this one takes hints from what the hole covers: Canny's edges just outside it depend a little on
+the values inside, as published.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from limner.engine.networks import open_network
 from limner.engine.session import Session
 from limner.engine.store import Store
 from limner.inpaint import structure
-from limner.inpaint.depth import fill_in_eight_bits
 from limner.inpaint.filler import Filler, Options, Part, Window
+from limner.inpaint.network import answer
 from limner.inpaint.wireframe import Wireframes, drawn
 
 _RELEASE = "https://github.com/Sanster/models/releases/download/add_zits"
@@ -101,10 +101,9 @@ class Zits:
     def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
         squares = [_squared(part) for part in parts]
         masks = np.stack([square.hole[None] for square in squares]).astype(np.float32)
-        edges = lines = np.zeros_like(masks)
-        if any(part.options.structure for part in parts):
-            wanted = np.array([part.options.structure for part in parts], np.float32)[:, None, None, None]
-            edges, lines = (drawings * wanted for drawings in self._structure(squares, progress))
+        edges, lines = np.zeros_like(masks), np.zeros_like(masks)
+        if wanted := [index for index, part in enumerate(parts) if part.options.structure]:
+            edges[wanted], lines[wanted] = self._structure([squares[index] for index in wanted], progress)
         distances, ways_out = zip(*(structure.positions(square.hole) for square in squares), strict=True)
         inputs = {
             "image": _colours([square.rgb for square in squares]),
@@ -115,12 +114,15 @@ class Zits:
             "direct": np.stack(ways_out),
         }
         (filled,) = self._inpaint.run(inputs, partial(progress, 3 / STAGES))
-        return [_answer(part, fill) for part, fill in zip(parts, filled, strict=True)]
+        height, width = parts[0].hole.shape
+        return [answer(part, each[:, :height, :width]) for part, each in zip(parts, filled, strict=True)]
 
     def warm_up(self) -> int:
-        """Fill a hole in 256 × 256 pixels, and return how many pixels that is."""
-        pixels, hole = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.bool_)
-        pixels[:, 128:], hole[96:160, 96:160] = 255, True
+        """Fill a hole in the smallest part that every network runs for, and return how many pixels that is."""
+        side = structure.SIDE + CARD.size_multiple
+        pixels, hole = np.zeros((side, side, 3), np.uint8), np.zeros((side, side), np.bool_)
+        pixels[:, side // 2 :] = 255
+        hole[side // 3 : side // 2, side // 3 : side // 2] = True
         self.fill([Part(pixels, hole, Options())], lambda share: None)
         return hole.size
 
@@ -156,14 +158,4 @@ def _squared(part: Part) -> Square:
 
 def _colours(pictures: Sequence[NDArray[np.uint8]]) -> Maps:
     """Return (n, 3, height, width) float32 in [0, 1]."""
-    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / 255
-
-
-def _answer(part: Part, filled: Maps) -> Pixels:
-    """Return what was filled, (3, side, side) float32 in [0, 1], as pixels like the part's."""
-    height, width, channels = part.pixels.shape
-    values = filled[:, :height, :width].transpose(1, 2, 0) * 255
-    if channels == 1:
-        values = values.mean(2, keepdims=True)
-    eight = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
-    return fill_in_eight_bits(lambda _: eight, part.pixels, part.hole)
+    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
