@@ -11,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from limner.core.placement import Placement
-from limner.engine.session import open_session
+from limner.engine.networks import open_network
+from limner.engine.store import Store
 from limner.export.exports import EXPORTS
 from limner.export.networks.migan import SIZE, Migan, MiganFill, activation
 from limner.export.onnx_file import write_onnx
+from limner.inpaint.filler import Options, Part
+from limner.inpaint.models import migan
 from tests.inpaint.golden.migan_weights import migan_weights
 from tests.inpaint.golden.weights import holes, pictures
 
@@ -38,6 +41,18 @@ def network() -> Migan:
     weights = migan_weights({name: tuple(values.shape) for name, values in state.items()})
     network.load_state_dict({**state, **{name: torch.from_numpy(values) for name, values in weights.items()}})
     return network
+
+
+@pytest.fixture(scope="module")
+def store(network: Migan, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A model store with our network, exported."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    (export,) = EXPORTS["migan"]
+    path = store.folder(migan.CARD) / "being made"
+    path.parent.mkdir()
+    write_onnx(export.wrap(network), export.inputs(), export.outputs, path, dynamic=export.dynamic)
+    store.keep(migan.CARD, {export.onnx: path}, {})
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +93,30 @@ def test_torch_equals_the_original(name: str, network: Migan, golden: dict[str, 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_the_exported_file_equals_the_original(
-    engine: str, network: Migan, golden: dict[str, NDArray[np.float32]], tmp_path: Path
+    engine: str, store: Store, golden: dict[str, NDArray[np.float32]]
 ) -> None:
-    (export,) = EXPORTS["migan"]
-    path = tmp_path / export.onnx
-    write_onnx(export.wrap(network), export.inputs(), export.outputs, path, dynamic=export.dynamic)
-    session = open_session(path, Placement("cpu", "fp32", engine, "a test"))
+    session = open_network(store, migan.CARD, migan.NETWORK, Placement("cpu", "fp32", engine, "a test"))
     for name, count in BATCHES.items():
         (filled,) = session.run(inputs_of(count))
         np.testing.assert_allclose(thinned(filled), in_unit_range(golden[name]), rtol=0, atol=1e-3)
+
+
+def test_a_small_part_is_filled_as_the_network_fills_it_in_its_own_size(store: Store) -> None:
+    placement = Placement("cpu", "fp32", "openvino", "a test")
+    image, mask = (inputs_of(1)[name] for name in ("image", "mask"))
+    width, height = 400, 380  # the rest of the 512 is the reflection
+    pixels = np.rint(image[0, :, :height, :width].transpose(1, 2, 0) * 255).astype(np.uint8)
+    hole = mask[0, 0, :height, :width] > 0
+    (filled,) = migan.load(placement, store).fill([Part(pixels, hole, Options())], lambda share: None)
+
+    beyond = (0, SIZE - height), (0, SIZE - width)
+    padded = np.pad(pixels / np.float32(255), (*beyond, (0, 0)), mode="symmetric").transpose(2, 0, 1)
+    whole_hole = np.pad(hole, beyond, mode="symmetric").astype(np.float32)
+    session = open_network(store, migan.CARD, migan.NETWORK, placement)
+    (expected,) = session.run({"image": padded[None], "mask": whole_hole[None, None]})
+    levels = (expected[0, :, :height, :width].clip(0, 1) * 255).transpose(1, 2, 0)
+    assert np.abs(filled[hole] - levels[hole]).max() <= 0.51
+    assert levels[hole].std() > 20  # it isn't all black or white
 
 
 def test_the_golden_depends_on_what_it_should(golden: dict[str, NDArray[Any]]) -> None:
