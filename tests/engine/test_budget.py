@@ -135,7 +135,7 @@ def test_a_call_that_cannot_be_had_is_refused_before_anything_is_loaded(make_cat
     catalog.admit("known", PIXELS)  # 60 MiB and 25
     with pytest.raises(OutOfMemory, match=r"known needs about 160 MiB.*100 for this call.*100 MiB are to") as refused:
         catalog.admit("known", 4 * PIXELS)
-    assert "LIMNER_INPAINT_MEMORY_BUDGET_MB" in refused.value.message.upper()
+    assert "LIMNER_INPAINT_MEMORY_BUDGET_MB" in refused.value.message
     assert "smaller picture" in refused.value.message
     assert refused.value.metadata == {"needed_bytes": str(60 * MIB + 4 * PIXELS * 400), "free_bytes": str(100 * MIB)}
     assert sources["known"].loads == 0

@@ -115,11 +115,11 @@ class Budget:
         step(3)
         return model
 
-    def shortage(self, card: ModelCard, need: Need, room_bytes: int, settings: str) -> OutOfMemory:
+    def shortage(self, card: ModelCard, need: Need, room_bytes: int, setting: str) -> OutOfMemory:
         """Return the error that says that the model and its call don't fit, and how to mend it."""
         mend = "send a smaller picture or mask" if need.loaded_bytes < room_bytes else "take a smaller model"
         if room_bytes >= self.limit_bytes:
-            mend += f", or raise {settings}memory_budget_mb, which makes it {room_bytes >> 20} MiB"
+            mend += f", or raise {setting}, which makes it {room_bytes >> 20} MiB"
         else:
             mend += ", or end other programs"
         return out_of_memory(

@@ -169,7 +169,7 @@ class Catalog:
         need = self._need(card, self.placement(name), pixels)
         room = self._budget.room(self._held(), between_calls=False)
         if need.all_bytes > room:
-            raise self._budget.shortage(card, need, room, self._settings)
+            raise self._budget.shortage(card, need, room, self._setting)
 
     @contextmanager
     def use(self, name: str, *, job: Job | None = None, pixels: int = 0) -> Iterator[Any]:
@@ -208,10 +208,11 @@ class Catalog:
             self._forget(name)
 
     def _load(self, card: ModelCard, placement: Placement, pixels: int, job: Job | None) -> None:
-        """Load a model that isn't. Its stage has three steps: room is made, weights are read and compiled, it has run
-        once."""
+        """Load a model that isn't. The stage of a network has three steps: room is made, weights are read and compiled,
+        it has run once."""
         began = time.perf_counter()
-        with nullcontext(lambda done: None) if job is None else job.stage("load", 3) as step:
+        at_once = placement.precision == "native"
+        with nullcontext(lambda done: None) if job is None or at_once else job.stage("load", 3) as step:
             self._make_room(card, placement, pixels)
             with self._running_out(card.name, pixels, "being loaded"):
                 model = self._budget.measure(
@@ -236,7 +237,7 @@ class Catalog:
             return
         room = self._budget.room(self._held(), between_calls=True)
         if need.all_bytes > room:
-            raise self._budget.shortage(card, need, room, self._settings)
+            raise self._budget.shortage(card, need, room, self._setting)
         others = {name: takes for name in self._loaded if (takes := self._takes(name)) and name != card.name}
         for name in sorted(others, key=lambda name: self._loaded[name].last_use):
             if need.all_bytes + sum(others.values()) <= room:
@@ -289,8 +290,8 @@ class Catalog:
         return f"{card.name} is the default as long as {configured} is not installed ({mend(absent)})"
 
     @property
-    def _settings(self) -> str:
-        return f"LIMNER_{self.server.upper()}_"
+    def _setting(self) -> str:
+        return f"LIMNER_{self.server.upper()}_MEMORY_BUDGET_MB"
 
     def state(self, name: str) -> State:
         """Return whether the model can be used. Does not wait for one that is being loaded."""

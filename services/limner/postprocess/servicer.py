@@ -92,7 +92,7 @@ class PostprocessServicer(postprocess_pb2_grpc.PostprocessServiceServicer):
             return picture
 
         def run(job: Job, picture: Picture) -> Picture:
-            upscaler: Upscaler = self._catalog.get(model)
+            upscaler: Upscaler = self._catalog.get(model, job=job)
             size = picture.size.scaled(scale)
             return upscaler.upscale(picture, size, job, memory_bytes=self._bounds.tile_memory_bytes)
 

@@ -90,7 +90,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             return Asked(picture, picture_id(picture), prompt_from_proto(asked, picture.size))
 
         def run(job: Job, given: Asked) -> tuple[Found, bool]:
-            model: Segmenter = self._catalog.get(card.name)
+            model: Segmenter = self._catalog.get(card.name, job=job)
             encoded = self._encoded(model, card.name, given.picture, given.id, job)
             with job.stage("segment"):
                 found = model.decode(encoded.embedding, given.picture.size, given.prompt, job)
@@ -127,7 +127,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
             return Asked(picture, picture_id(picture), Prompt())
 
         def run(job: Job, given: Asked) -> Encoded:
-            return self._encoded(self._catalog.get(card.name), card.name, given.picture, given.id, job)
+            return self._encoded(self._catalog.get(card.name, job=job), card.name, given.picture, given.id, job)
 
         return Work(
             decode=decode,
@@ -160,7 +160,7 @@ class SegmentServicer(segment_pb2_grpc.SegmentServiceServicer):
         card = self._catalog.card(asked.model if asked.HasField("model") else None, "remove-background")
 
         def run(job: Job, picture: Picture) -> Picture:
-            model = self._catalog.get(card.name)
+            model = self._catalog.get(card.name, job=job)
             with job.stage("remove-background"):
                 foreground = model.foreground(picture, job)
             return Picture(foreground[:, :, None]) if as_mask else cutout(picture, foreground)
