@@ -241,3 +241,9 @@ def test_lines_are_drawn_as_by_scikit_image() -> None:
         expected = np.zeros((64, 64))
         expected[rows, columns] = values
         assert np.abs(canvas * 255 - expected * 255).max() < 1.001, index  # the peer rounds down
+
+
+def test_lines_may_end_at_the_picture_s_border() -> None:
+    canvas = drawn(Lines(np.array([[0.5, 0, 0.5, 1], [1, 0, 1, 1]], np.float32), np.ones(2, np.float32)), 64)
+    assert (canvas[:, 32] == 1).all()
+    assert canvas.sum() == 64

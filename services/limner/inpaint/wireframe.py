@@ -81,7 +81,7 @@ def drawn(lines: Lines, side: int) -> _Floats:
     """
     canvas = np.zeros((side, side), np.float64)
     for x0, y0, x1, y1 in (lines.ends[lines.scores > _LEAST_DRAWN] * side).astype(int):
-        box = slice(min(y0, y1), max(y0, y1) + 1), slice(min(x0, x1), max(x0, x1) + 1)
+        box = slice(min(y0, y1), min(max(y0, y1) + 1, side)), slice(min(x0, x1), min(max(x0, x1) + 1, side))
         rows, columns = np.ogrid[box]
         across = np.abs((rows - y0) * (x1 - x0) - (columns - x0) * (y1 - y0))
         near = 1 - across / max(1.0, np.hypot(y1 - y0, x1 - x0))
