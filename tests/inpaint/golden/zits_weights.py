@@ -28,7 +28,8 @@ GAINS = {
     "str_encoder.bnt3.weight": 6.0,
     "ffc2.bn_l.weight": 0.1,  # what a block adds; otherwise values would grow in each of the nine
     "ffc2.bn_g.weight": 0.1,
-    "generator.convt4.weight": 0.12,  # what goes into the hyperbolic tangent
+    "generator.conv1.weight": 6.0,  # so that the picture counts beside its structure
+    "generator.convt4.weight": 0.1,  # what goes into the hyperbolic tangent
     "convt4.weight": 8.0,
 }
 """By how a parameter's name ends; the first that fits counts."""
