@@ -19,7 +19,7 @@ from limner.engine import memory
 from limner.engine.placement import memory_needed
 
 AUTO_SHARE = 0.8  # of what is free at the server's start
-LOADED_PER_FILE_BYTE = 2  # an engine has the weights as they are in the file, and again as it multiplies them
+LOADED_PER_FILE_BYTE = 2.5  # the most an engine takes: the weights as in the file, and again as it multiplies them
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Need:
-    """What a loaded model and one call of it take, in bytes, as far as is known."""
+    """What a loaded model and one call of it take at least, in bytes, as far as is known."""
 
     loaded_bytes: int
     call_bytes: int
+    doubt_bytes: int = 0  # what the model may take beyond that, as it was never measured
 
     @property
     def all_bytes(self) -> int:
@@ -66,13 +67,13 @@ class Budget:
             return Need(0, 0)
         estimate = memory_needed(card, placement.precision, 0)
         call = memory_needed(card, placement.precision, pixels) - estimate
-        loaded = max(estimate, LOADED_PER_FILE_BYTE * file_bytes)
         measured = self.measured(card.name)
-        if measured is not None and measured.precision == placement.precision:
-            loaded = measured.loaded_bytes
-            if measured.call_bytes:
-                call = round(measured.call_bytes / measured.call_pixels * pixels)
-        return Need(loaded, call)
+        if measured is None or measured.precision != placement.precision:
+            loaded = max(estimate, file_bytes)
+            return Need(loaded, call, max(round(LOADED_PER_FILE_BYTE * file_bytes) - loaded, 0))
+        if measured.call_bytes:
+            call = round(measured.call_bytes / measured.call_pixels * pixels)
+        return Need(measured.loaded_bytes, call)
 
     def room(self, held_bytes: int, *, between_calls: bool) -> int:
         """Return what one model and its call could have if all other models were unloaded; the loaded ones take

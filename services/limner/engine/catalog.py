@@ -240,7 +240,7 @@ class Catalog:
             raise self._budget.shortage(card, need, room, self._setting)
         others = {name: takes for name in self._loaded if (takes := self._takes(name)) and name != card.name}
         for name in sorted(others, key=lambda name: self._loaded[name].last_use):
-            if need.all_bytes + sum(others.values()) <= room:
+            if need.all_bytes + need.doubt_bytes + sum(others.values()) <= room:
                 return
             del others[name]
             self._forget(name)
