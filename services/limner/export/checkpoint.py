@@ -212,7 +212,7 @@ class _Unpickler(pickle.Unpickler):
     """Makes tensors' descriptions, plain containers, and inert objects. Imports nothing."""
 
     def find_class(self, module: str, name: str, /) -> Any:
-        # Classes are made anew for each use: a pickle can set attributes of what it is given.
+        # A pickle can set attributes of what it is given: functions are made anew, and `__setstate__` guards classes.
         match module, name:
             case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
                 return lambda storage, offset, size, stride, *_: _Stored(storage, offset, size, stride)
@@ -221,12 +221,12 @@ class _Unpickler(pickle.Unpickler):
             case "torch._tensor", "_rebuild_from_type_v2":
                 return lambda rebuild, kind, arguments, state: rebuild(*arguments)
             case "collections", "OrderedDict":
-                return type("Mapping", (_Mapping,), {})
+                return _Mapping
             case "torch", "Size":
                 return tuple
             case "torch", storage if storage in _STORAGES:
                 return _STORAGES[storage]
-        return type("Inert", (_Inert,), {})
+        return _Inert
 
     def persistent_load(self, pid: Any, /) -> object:
         if isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
