@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BASE ?= origin/main
 
-.PHONY: help install lock protos check-protos format check test demo serve bench clean
+.PHONY: help install lock protos check-protos format check test demo serve bench bench-inpaint bench-quality clean
 
 help: ## List these commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,12 @@ serve: install ## Run all services in the foreground; Ctrl-C stops them
 
 bench: install ## Measure, and write out/bench/results.json
 	$(BIN)/python -m bench
+
+bench-inpaint: install ## Measure the inpainting networks, by engine, precision and crowd; write out/bench/inpaint.json
+	$(BIN)/python -m bench.inpaint
+
+bench-quality: install ## Compare fills on photographs with known holes; write out/quality/grid.png
+	$(BIN)/python -m bench.quality
 
 clean: ## Remove what was built here
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
