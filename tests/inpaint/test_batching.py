@@ -18,13 +18,14 @@ import pytest
 from limner.core.card import ModelCard
 from limner.core.codec import Limits
 from limner.core.errors import BadArgument
+from limner.core.geometry import Size
 from limner.core.picture import Pixels
 from limner.core.placement import Placement
 from limner.engine.catalog import Catalog
 from limner.engine.store import Store
 from limner.inpaint.config import InpaintConfig
 from limner.inpaint.filler import Options, Part, Window
-from limner.inpaint.servicer import InpaintServicer
+from limner.inpaint.servicer import InpaintServicer, most_at_once
 from limner.runtime.device import Device
 from limner.runtime.server import Server, start
 from limner.v1 import images_pb2, inpaint_pb2, inpaint_pb2_grpc
@@ -177,6 +178,15 @@ async def test_sharing_pays_where_a_run_has_a_price_of_its_own(tmp_path: Path) -
             assert (max(home.network.runs) == 1) == (max_batch == 1)
     assert spent[1] > 12 * (FIXED_S + PART_S)
     assert spent[0] < spent[1]
+
+
+def test_on_a_cpu_large_parts_are_filled_one_by_one() -> None:
+    lama = Window(512, 256, context=3.0, least=256, step=64, most_at_once=4)
+    for side, count in ((256, 4), (320, 2), (512, 1), (1024, 1)):
+        assert most_at_once(lama, [Size(256, 256), Size(side, side)], "cpu", 0) == count
+        assert most_at_once(lama, [Size(side, side)], "cuda:0", 0) == 4
+    assert most_at_once(lama, [Size(256, 256)], "cpu", 3) == 3
+    assert most_at_once(lama, [Size(256, 256)], "cuda:0", 1) == 1
 
 
 async def test_calls_of_another_shape_take_their_own_turn(tmp_path: Path) -> None:

@@ -86,12 +86,13 @@ class Together(Generic[Input, Output]):
     run: Callable[[Sequence[Member[Input, Output]]], None]  # ends each as soon as it can; an error ends those left
     key: Callable[[Input], Hashable]  # what the calls must have in common
     size: Callable[[Input], int]  # how much of `most` a call takes
-    most: int
+    most: Callable[[Input], int]  # the same for calls of one key
 
     def shared(self, ready: _Ready[Input], device: str) -> Shared[_Ready[Input]]:
         """Return this as the device wants it, for one call."""
         work = functools.partial(self._turn, device=device)
-        return Shared(ready, work, key=self.key(ready.given), size=self.size(ready.given), most=self.most)
+        given = ready.given
+        return Shared(ready, work, key=self.key(given), size=self.size(given), most=self.most(given))
 
     def _turn(self, seats: Sequence[Seat[_Ready[Input]]], device: str) -> None:
         members = []
