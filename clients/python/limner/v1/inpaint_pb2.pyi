@@ -116,7 +116,9 @@ class InpaintOptions(_message.Message):
     strategy: Global___InpaintStrategy.ValueType
     """How much of the picture the model sees. Unspecified: AUTO."""
     crop_margin_px: _builtins.int
-    """CROP: how far around the hole the model sees, in pixels, 0 to 4096. If omitted, 128, and more around large holes."""
+    """CROP: how far around the hole the model sees, in pixels, 0 to 4096. If omitted, 128, and more around large holes;
+    networks see at least three times the hole's side. AUTO: networks see at least so much.
+    """
     resize_limit_px: _builtins.int
     """RESIZE: the longer side the picture is reduced to, in pixels, 64 to 8192; default 1280."""
     radius_px: _builtins.float
