@@ -29,8 +29,8 @@ CARD = ModelCard(
     size_multiple=MULTIPLE,
     minimum_side=SMALLEST,
     precisions=PRECISIONS,
-    memory_estimate_bytes=420 << 20,
-    memory_per_pixel_bytes=2000,
+    memory_estimate_bytes=600 << 20,
+    memory_per_pixel_bytes=1400,
 )
 
 
