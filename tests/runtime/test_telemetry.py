@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import functools
+import threading
+
 import grpc
 import pytest
 from opentelemetry import metrics, trace
@@ -13,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from limner.core.errors import BadImage, DeadlineExceeded, UnknownModel
 from limner.runtime import logs, telemetry
+from limner.runtime.call import Together
 from limner.runtime.config import ConfigError, ServerConfig
 from limner.runtime.server import start
 from limner.v1.models_pb2 import GetModelRequest, ListModelsRequest, ListModelsResponse
@@ -75,6 +81,35 @@ async def test_the_device_knows_run_step_and_trace_for_its_logs(house, model, sp
         await finish(house.call(metadata=metadata))
     expected = {"run": "run-7", "step": "erase", "trace": trace.format_trace_id(client.get_span_context().trace_id)}
     assert seen == [expected] * 3
+
+
+async def test_calls_that_share_a_turn_have_a_trace_each_and_are_counted(house, model, memory, spans):
+    turns = []
+
+    def run(members):
+        turns.append(len(members))
+        for member in members:
+            member.succeed(member.within(functools.partial(model._run, member.job, member.given)))
+
+    alone = model.work
+    together = Together(run, key=lambda data: "a", size=lambda data: 1, most=lambda data: 2)
+    model.work = lambda request: dataclasses.replace(alone(request), run=together)
+    go = threading.Event()
+    model.before_step = lambda job, step: go.wait(5)
+    calls = [asyncio.create_task(finish(house.call(b"0")))]
+    await house.until(model.running.is_set)
+    calls += [asyncio.create_task(finish(house.call(data))) for data in (b"1", b"2")]
+    await house.until(lambda: sum(ticket._turn is not None for ticket in house.device._line) == 2)
+    go.set()
+    await asyncio.gather(*calls)
+    assert turns == [1, 2]
+    assert ({"device": "cpu"}, 2) in [
+        (labels, point.max) for labels, point in points(memory[1])["limner.device.calls_at_once"]
+    ]
+    devices = {span.context.span_id: span for span in spans() if span.name == "device"}
+    works = [span for span in spans() if span.name == "reverse"]
+    assert len({span.context.trace_id for span in works}) == 3
+    assert all(devices[span.parent.span_id].context.trace_id == span.context.trace_id for span in works)
 
 
 async def test_run_and_step_are_handed_on_and_do_not_leak_into_other_calls(house, model):
