@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 LOW, HIGH = float(np.float32(0.1)), 0.2  # of the gradient's length; the first is a C float there
 _LUMINANCE = np.array([0.2125, 0.7154, 0.0721])  # of linear light, as Rec. 709 has it
@@ -21,6 +20,8 @@ def canny(rgb: NDArray[np.uint8], sigma: float) -> NDArray[np.bool_]:
 
     `sigma` in pixels is how much the picture is smoothed first. The outermost pixels are never edges.
     """
+    from scipy import ndimage  # here, since it takes a while, and few servers' calls need it
+
     grey = rgb * (1 / 255) @ _LUMINANCE
     inside = ndimage.gaussian_filter(np.ones_like(grey), sigma, mode="constant")
     smooth = ndimage.gaussian_filter(grey, sigma, mode="constant") / (inside + np.finfo(float).eps)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from limner.inpaint.canny import canny
 
@@ -58,14 +57,14 @@ def drawn_on(
 
     The published code can draw in several rounds, the surest pixels first; both it and the peer do all in one here.
     """
-    likely_edge = edge * (1 - mask) + expit(edge_logits) * mask
-    likely_line = expit((line_logits + np.float32(_LINE_SHIFT)) * np.float32(_LINE_FACTOR))
+    likely_edge = edge * (1 - mask) + _likelihood(edge_logits) * mask
+    likely_line = _likelihood((line_logits + np.float32(_LINE_SHIFT)) * np.float32(_LINE_FACTOR))
     return (likely_edge >= _EDGE_LEAST).astype(np.float32), line * (1 - mask) + likely_line * mask
 
 
 def enlarged(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return how likely edges or lines are, in [0, 1], of what the upsampling network answers."""
-    return np.asarray(expit((logits + np.float32(_ENLARGED_SHIFT)) * np.float32(_ENLARGED_FACTOR)))
+    return _likelihood((logits + np.float32(_ENLARGED_SHIFT)) * np.float32(_ENLARGED_FACTOR))
 
 
 def fitted(drawings: NDArray[np.float32], side: int) -> NDArray[np.float32]:
@@ -94,3 +93,9 @@ def positions(hole: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.fl
     maps = np.dstack([np.minimum(steps, _DEEPEST).astype(np.uint8), *ways_out]).astype(np.uint8)
     sized = cv2.resize(maps, (width, height), interpolation=cv2.INTER_NEAREST) * hole[:, :, None]
     return sized[:, :, 0].astype(np.int64), np.moveaxis(sized[:, :, 1:], 2, 0).astype(np.float32)
+
+
+def _likelihood(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return 1 / (1 + exp(-logits)), of any size without an overflow."""
+    half = np.float32(0.5)
+    return np.asarray(np.tanh(logits * half) * half + half, np.float32)

@@ -62,7 +62,7 @@ CARD = ModelCard(
     minimum_side=256,
     precisions=("fp32",),
     memory_estimate_bytes=400 << 20,
-    memory_per_pixel_bytes=4000,
+    memory_per_pixel_bytes=4200,
 )
 
 
