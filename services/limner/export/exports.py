@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.export.networks import lama, migan, zits_edge_line, zits_inpaint, zits_structure_upsample, zits_wireframe
+from limner.export.networks import (
+    lama,
+    mat,
+    migan,
+    zits_edge_line,
+    zits_inpaint,
+    zits_structure_upsample,
+    zits_wireframe,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,21 @@ def _lama(file: str) -> Export:
 EXPORTS: dict[str, tuple[Export, ...]] = {
     "lama": (_lama("big-lama.pt"),),
     "anime-lama": (_lama("anime-manga-big-lama.pt"),),
+    "mat": (
+        Export(
+            file="Places_512_FullData_G.pth",
+            onnx="network.onnx",
+            network=mat.Mat,
+            prefixes=("",),
+            wrap=mat.MatFill,
+            inputs=lambda: {
+                "image": torch.rand(1, 3, mat.SIZE, mat.SIZE),
+                "mask": torch.rand(1, 1, mat.SIZE, mat.SIZE).round(),
+            },
+            outputs=("filled",),
+            dynamic={"image": {0: "batch"}, "mask": {0: "batch"}, "filled": {0: "batch"}},
+        ),
+    ),
     "migan": (
         Export(
             file="migan_traced.pt",

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -38,3 +39,21 @@ def write_onnx(
             opset_version=OPSET,
             dynamo=False,
         )
+    _use_shared_constants(path)
+
+
+def _use_shared_constants(path: Path) -> None:
+    """Let operators name their constants themselves. Of equal ones the exporter keeps one, and puts operators that copy
+    it in the place of the others: a quantiser would take these for something that is computed."""
+    model = onnx.load(path)
+    constants = {constant.name for constant in model.graph.initializer}
+    copies = [node for node in model.graph.node if node.op_type == "Identity" and node.input[0] in constants]
+    originals = {copy.output[0]: copy.input[0] for copy in copies}
+    if not originals:
+        return
+    for copy in copies:
+        model.graph.node.remove(copy)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = originals.get(name, name)
+    onnx.save(model, path)

@@ -1,6 +1,6 @@
 """Makes mat.npz and mat.names.txt by the original code; README.md says how it is run and what it stands on.
 
-python make_mat.py PATH_TO_A_CHECKOUT
+python -m tests.inpaint.golden.make_mat PATH_TO_A_CHECKOUT    # in the repository's root
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mat_weights import CONSTANTS, LATENT, SIZE, Case, cases, kept, mat_weights
 from numpy.typing import NDArray
+
+from tests.inpaint.golden.mat_weights import CONSTANTS, LATENT, SIZE, Case, cases, kept, mat_weights
 
 STRIDE = 3  # odd, so that every phase of a picture doubled in size is seen
 

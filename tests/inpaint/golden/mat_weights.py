@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from weights import pictures, seeded
+
+from tests.inpaint.golden.weights import pictures, seeded
 
 SIZE = 512
 LATENT = 512

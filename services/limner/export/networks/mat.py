@@ -53,7 +53,8 @@ class Mapping(nn.Module):
 class FirstStage(nn.Module):
     """The coarse picture, (n, 3, 512, 512), of one with a hole.
 
-    `known` (n, 1, 512, 512) is 1 outside the hole; `picture` (n, 3, 512, 512) in [-1, 1], zero in it; `w` (n or 1, 512).
+    `picture` is (n, 3, 512, 512) in [-1, 1], zero in the hole; `known` (n, 1, 512, 512), 1 outside the hole; `w`, what
+    the mapping makes of a latent, (n or 1, 512).
     """
 
     def __init__(self) -> None:
@@ -76,6 +77,7 @@ class FirstStage(nn.Module):
         self.to_style = Linear(_COARSE, 2 * _COARSE, activated=True)
         self.dec_conv = nn.ModuleList(Upward(_COARSE, _COARSE, style) for _ in range(3))
         kept = _kept(241, _SMALLEST**2, _COARSE).T.reshape(_COARSE, _SMALLEST, _SMALLEST)
+        self._kept: Tensor
         self.register_buffer("_kept", kept, persistent=False)
 
     def forward(self, picture: Tensor, known: Tensor, w: Tensor) -> Tensor:
@@ -94,10 +96,12 @@ class FirstStage(nn.Module):
         style = torch.cat([seen_style, drawn_style.expand(len(seen_style), -1)], 1)
         for stage in self.tran[3:]:
             x = stage(x)[0] + kept.pop()
-        drawn = None
-        for block in self.dec_conv:
+        first, *larger = self.dec_conv
+        x, drawn = first(x, kept.pop(), style)
+        for block in larger:
             x, drawn = block(x, kept.pop(), style, drawn)
-        return drawn * (1 - known) + picture
+        coarse: Tensor = drawn * (1 - known) + picture
+        return coarse
 
 
 class Downward(nn.Module):
@@ -125,7 +129,7 @@ class Smallest(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv1(self.conv0(x) + x, style)
-        return x, self.toRGB(x, style, None)
+        return x, self.toRGB(x, style)
 
 
 class ToStyle(nn.Module):
@@ -165,6 +169,7 @@ class Synthesis(nn.Module):
                 for side, inputs, outputs in zip(sides[-2::-1], channels[::-1], channels[-2::-1], strict=False)
             }
         )
+        self._kept: Tensor
         self.register_buffer("_kept", _kept(242, channels[-1], _SMALLEST, _SMALLEST), persistent=False)
 
     def forward(self, picture: Tensor, known: Tensor, w: Tensor) -> Tensor:

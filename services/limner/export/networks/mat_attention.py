@@ -63,7 +63,7 @@ class Attention(nn.Module):
         return mixed
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (_HEADS, -1)).transpose(2, 3)
+        return x.reshape(*x.shape[:-1], _HEADS, -1).transpose(2, 3)
 
 
 class Mlp(nn.Module):
@@ -80,7 +80,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention in windows, fused with what came in: (n, side, side, width) to the same, `known` (n, side, side, 1) too.
+    """Attention in windows, fused with what came in: (n, side, side, width) to the same, `known` with one channel too.
 
     A shifted block's windows begin `shift` further right and below, and go round at the rim.
     """
@@ -90,6 +90,7 @@ class Block(nn.Module):
         self.attn = Attention(width)
         self.fuse = Linear(2 * width, width, activated=True)
         self.mlp = Mlp(width)
+        self.attn_mask: Tensor
         if shift:
             self.register_buffer("attn_mask", _apart(side, window, shift))
         self._window, self._shift, self._across = window, shift, side // window

@@ -2,7 +2,8 @@
 
 Stored weights have unit variance and are divided by the root of the number of inputs (Karras et al., 2018, section
 4.1). Leaky activations are multiplied by the root of two, which keeps the variance; here that is done to weights and
-biases, before them, as nothing else lies between. Knows nothing of masks and of tokens.
+biases, before them, as nothing else lies between. Whatever is constant is computed by operators that torch's exporter
+folds, so that engines and quantisers find kernels and no arithmetic. Knows nothing of masks and of tokens.
 """
 
 from __future__ import annotations
@@ -35,22 +36,27 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, smoothing: Tensor, 
 
     What gets smaller is smoothed before, what gets larger afterwards, channel by channel.
     """
-    outputs, inputs, size, _ = kernel.shape
+    outputs, inputs, size, _ = map(int, kernel.shape)  # numbers, to the exporter as well
     if resize == "halve":
-        smooth = functional.conv2d(x, smoothing.expand(inputs, 1, -1, -1), padding=2, groups=inputs)
+        smooth = functional.conv2d(x, _for_each(inputs, smoothing), padding=2, groups=inputs)
         return functional.conv2d(smooth, kernel, bias, stride=2)
     if resize == "double":
         # Zeros between the pixels, then the kernel: as a transposed convolution, which turns it round.
-        wide = functional.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), stride=2)
-        return functional.conv2d(wide, 4 * smoothing.expand(outputs, 1, -1, -1), bias, padding=1, groups=outputs)
+        backwards = torch.arange(size - 1, -1, -1)
+        turned = kernel.transpose(0, 1).index_select(2, backwards).index_select(3, backwards)
+        wide = functional.conv_transpose2d(x, turned, stride=2)
+        return functional.conv2d(wide, _for_each(outputs, 4 * smoothing), bias, padding=1, groups=outputs)
     return functional.conv2d(x, kernel, bias, padding=size // 2)
 
 
 def double_picture(picture: Tensor, smoothing: Tensor) -> Tensor:
-    """Return (n, c, 2h, 2w) of (n, c, h, w): zeros between the pixels, smoothed; beyond the rim there is black."""
-    channels = picture.shape[1]
-    kernel = 4 * smoothing.expand(channels, 1, -1, -1)
-    return functional.conv_transpose2d(picture, kernel, stride=2, padding=1, groups=channels)
+    """Return (n, 3, 2h, 2w) of (n, 3, h, w): zeros between the pixels, smoothed; beyond the rim there is zero."""
+    return functional.conv_transpose2d(picture, _for_each(3, 4 * smoothing), stride=2, padding=1, groups=3)
+
+
+def _for_each(channels: int, smoothing: Tensor) -> Tensor:
+    """Return the kernel of a convolution channel by channel."""
+    return torch.cat([smoothing[None, None]] * channels)
 
 
 class Linear(nn.Module):
@@ -61,10 +67,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self._activated = activated
-        self._gain = rate * (_ROOT if activated else 1)
+        self._bias_gain = rate * (_ROOT if activated else 1)
+        self._gain = self._bias_gain / inputs**0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = functional.linear(x, self.weight * (self._gain / x.shape[-1] ** 0.5), self.bias * self._gain)
+        mixed = functional.linear(x, self.weight * self._gain, self.bias * self._bias_gain)
         return leaky(mixed) if self._activated else mixed
 
 
@@ -75,6 +82,7 @@ class Convolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.zeros(outputs))
+        self.resample_filter: Tensor
         self.register_buffer("resample_filter", smoothing_filter())
         self._gain = _ROOT / (inputs * size**2) ** 0.5
         self._resize: Resize = resize
@@ -87,8 +95,8 @@ class Convolution(nn.Module):
 class Modulated(nn.Module):
     """A convolution whose inputs are weighed by a style, (n, style), without a bias.
 
-    With `normalised`, every output is divided by the length of the kernel so weighed. The inputs are weighed and the
-    outputs divided, instead of the kernel: it stays one for all pictures, and constant.
+    With `normalised`, every output is divided by the length of the kernel so weighed, and gets the activation's factor.
+    The inputs are weighed and the outputs divided, instead of the kernel: it stays one for all pictures, and constant.
     """
 
     def __init__(
@@ -97,6 +105,7 @@ class Modulated(nn.Module):
         super().__init__()
         self.affine = Linear(style, inputs)
         self.weight = nn.Parameter(torch.randn(1, outputs, inputs, size, size))
+        self.resample_filter: Tensor
         self.register_buffer("resample_filter", smoothing_filter())
         self._gain = 1 / (inputs * size**2) ** 0.5
         self._resize: Resize = resize
@@ -108,8 +117,10 @@ class Modulated(nn.Module):
         mixed = convolve(x * weights[..., None, None], kernel, None, self.resample_filter, self._resize)
         if not self._normalised:
             return mixed
-        lengths = functional.linear(weights.square(), kernel.square().sum((2, 3))) + 1e-8
-        return mixed * lengths.rsqrt()[..., None, None]
+        taps = kernel.flatten(2)
+        squares = sum(taps[..., index].square() for index in range(int(taps.shape[2])))
+        lengths = functional.linear(weights.square(), squares) + 1e-8
+        return mixed * (_ROOT * lengths.rsqrt())[..., None, None]
 
 
 class Styled(nn.Module):
@@ -121,7 +132,7 @@ class Styled(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        return leaky(self.conv(x, style) + self.bias[:, None, None]) * _ROOT
+        return leaky(self.conv(x, style) + (self.bias * _ROOT).reshape(-1, 1, 1))
 
 
 class ToRgb(nn.Module):
@@ -131,15 +142,16 @@ class ToRgb(nn.Module):
         super().__init__()
         self.conv = Modulated(inputs, 3, 1, style, normalised=False)
         self.bias = nn.Parameter(torch.zeros(3))
+        self.resample_filter: Tensor
         self.register_buffer("resample_filter", smoothing_filter())
 
-    def forward(self, x: Tensor, style: Tensor, picture: Tensor | None) -> Tensor:
-        added: Tensor = self.conv(x, style) + self.bias[:, None, None]
+    def forward(self, x: Tensor, style: Tensor, picture: Tensor | None = None) -> Tensor:
+        added: Tensor = self.conv(x, style) + self.bias.reshape(-1, 1, 1)
         return added if picture is None else added + double_picture(picture, self.resample_filter)
 
 
 class Upward(nn.Module):
-    """One size on the way up: features doubled, those of the way down added, and what they draw added to the picture."""
+    """One size on the way up: features doubled, those of the way down added, and what they draw added to a picture."""
 
     def __init__(self, inputs: int, outputs: int, style: int) -> None:
         super().__init__()
@@ -147,6 +159,6 @@ class Upward(nn.Module):
         self.conv1 = Styled(outputs, outputs, style)
         self.toRGB = ToRgb(outputs, style)
 
-    def forward(self, x: Tensor, kept: Tensor, style: Tensor, picture: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, kept: Tensor, style: Tensor, picture: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = self.conv1(self.conv0(x, style) + kept, style)
         return x, self.toRGB(x, style, picture)

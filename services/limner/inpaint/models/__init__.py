@@ -1,7 +1,7 @@
 """The models of this server by the names that requests use."""
 
 from limner.inpaint.filler import FillerSource
-from limner.inpaint.models import anime_lama, fsr, lama, migan, navier_stokes, patchmatch, telea, zits
+from limner.inpaint.models import anime_lama, fsr, lama, mat, migan, navier_stokes, patchmatch, telea, zits
 
 MODELS: dict[str, FillerSource] = {
     "patchmatch": patchmatch,
@@ -10,6 +10,7 @@ MODELS: dict[str, FillerSource] = {
     "navier-stokes": navier_stokes,
     "lama": lama,
     "anime-lama": anime_lama,
+    "mat": mat,
     "migan": migan,
     "zits": zits,
 }
