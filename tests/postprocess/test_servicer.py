@@ -79,7 +79,7 @@ async def test_a_picture_is_enlarged_by_the_default_network(channel: grpc.aio.Ch
     assert seen["finished"].model == "realesrgan-animevideov3"
     assert len(seen["finished"].model_digest) == 64
     assert seen["started"].placement.precision == "fp32"
-    assert [timing.stage for timing in seen["finished"].timings] == ["queue", "decode", "upscale", "encode"]
+    assert [timing.stage for timing in seen["finished"].timings] == ["queue", "decode", "load", "upscale", "encode"]
 
 
 async def test_the_photographs_format_depth_and_alpha_are_kept(channel: grpc.aio.Channel) -> None:
