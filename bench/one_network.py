@@ -6,7 +6,6 @@ JSON is that of a `Run`; the last line that is printed is a JSON object. Imports
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -70,6 +69,12 @@ def _torch(run: Run) -> Callable[[Arrays], list[NDArray[Any]]]:
     return forward
 
 
+def _peak_mib() -> float:
+    """Return the most memory that this process has had. `getrusage` would count its parent's from before the start."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
 def main() -> None:
     run = Run(**json.loads(sys.argv[1]))
     with np.load(run.inputs) as stored:
@@ -86,8 +91,7 @@ def main() -> None:
         outputs = forward(inputs)
         seconds.append(time.perf_counter() - began)
     np.savez(run.outputs, **{str(index): output for index, output in enumerate(outputs)})  # type: ignore[arg-type]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    print(json.dumps({"ms": round(statistics.median(seconds[1:]) * 1000, 1), "peak_mib": round(peak)}))
+    print(json.dumps({"ms": round(statistics.median(seconds[1:]) * 1000, 1), "peak_mib": round(_peak_mib())}))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ class Separable(nn.Module):
 class Noisy(nn.Module):
     """The same with noise added: (n, inputs, h, w) to (n, outputs, side, side); with `double`, side is twice h."""
 
+    noise_const: Tensor
+
     def __init__(self, inputs: int, outputs: int, side: int, *, double: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
@@ -146,7 +148,9 @@ class Migan(nn.Module):
         self.synthesis.update({f"b{side}": SynthesisBlock(side) for side in self._sides[-2::-1]})
 
     def forward(self, picture: Tensor) -> Tensor:
-        features = activation(self.encoder[f"b{SIZE}"].fromrgb(picture))
+        first = self.encoder[f"b{SIZE}"]
+        assert isinstance(first, EncoderBlock)
+        features = activation(first.fromrgb(picture))
         kept = {}
         for side in self._sides:
             features, kept[side] = self.encoder[f"b{side}"](features)
