@@ -68,17 +68,25 @@ def networks() -> dict[str, nn.Module]:
     return built
 
 
+class Sessions(dict[str, Session]):
+    """The files written of networks, opened; each when it is first asked for."""
+
+    def __init__(self, networks: dict[str, nn.Module], folder: Path) -> None:
+        self._networks = networks
+        self._folder = folder
+
+    def __missing__(self, title: str) -> Session:
+        (export,) = (export for export in EXPORTS["zits"] if export.onnx == f"{title}.onnx")
+        path, network = self._folder / export.onnx, export.wrap(self._networks[title])
+        write_onnx(network, export.inputs(), export.outputs, path, dynamic=export.dynamic)
+        self[title] = open_session(path, CPU)
+        path.unlink()
+        return self[title]
+
+
 @pytest.fixture(scope="module")
-def sessions(networks: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Session]:
-    """The files written of them, opened."""
-    opened = {}
-    for export in EXPORTS["zits"]:
-        if (title := export.onnx.removesuffix(".onnx")) in networks:
-            path = tmp_path_factory.mktemp("zits") / export.onnx
-            write_onnx(export.wrap(networks[title]), export.inputs(), export.outputs, path, dynamic=export.dynamic)
-            opened[title] = open_session(path, CPU)
-            path.unlink()
-    return opened
+def sessions(networks: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Sessions:
+    return Sessions(networks, tmp_path_factory.mktemp("zits"))
 
 
 def run_torch(network: nn.Module, inputs: Arrays) -> list[NDArray[Any]]:
@@ -140,7 +148,7 @@ def test_unused_tensors_of_the_published_files_may_be_there(networks: dict[str, 
 
 
 def test_edges_and_lines_equal_the_originals(
-    networks: dict[str, nn.Module], sessions: dict[str, Session], golden: Arrays
+    networks: dict[str, nn.Module], sessions: Sessions, golden: Arrays
 ) -> None:
     inputs = edge_line_inputs()
     for outputs, atol in ((run_torch(networks["edge_line"], inputs), 1e-4), (sessions["edge_line"].run(inputs), 1e-3)):
@@ -149,16 +157,14 @@ def test_edges_and_lines_equal_the_originals(
 
 
 def test_doubled_drawings_equal_the_originals(
-    networks: dict[str, nn.Module], sessions: dict[str, Session], golden: Arrays
+    networks: dict[str, nn.Module], sessions: Sessions, golden: Arrays
 ) -> None:
     inputs = {"drawing": drawings(2, 32, 48)}
     near(run_torch(networks["structure_upsample"], inputs)[0], golden["upsampled"], 1e-4)
     near(sessions["structure_upsample"].run(inputs)[0], golden["upsampled"], 1e-3)
 
 
-def test_fills_equal_the_originals(
-    networks: dict[str, nn.Module], sessions: dict[str, Session], golden: Arrays
-) -> None:
+def test_fills_equal_the_originals(networks: dict[str, nn.Module], sessions: Sessions, golden: Arrays) -> None:
     square, batch = inpaint_inputs(1, 256, 256), inpaint_inputs(2, 64, 96)
     near(thinned(run_torch(networks["inpaint"], square)[0]), golden["inpaint_1"], 1e-4)
     near(thinned(run_torch(networks["inpaint"], batch)[0]), golden["inpaint_2"], 1e-4)
@@ -219,7 +225,7 @@ class FixedLines:
 
 
 @pytest.fixture(scope="module")
-def model(sessions: dict[str, Session]) -> Zits:
+def model(sessions: Sessions) -> Zits:
     return Zits(FixedLines(), sessions["edge_line"], sessions["structure_upsample"], sessions["inpaint"])  # type: ignore[arg-type]
 
 
