@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -137,13 +136,12 @@ def difference(filled: Tensor, seen: Sight, picture: bytes) -> float:
 # ---- the roof ------------------------------------------------------------------------------------------------------
 
 
-def operations(network: nn.Module, seen: Sight) -> int:
-    """Return the multiplications and additions of the network's convolutions and matrix products for what it sees.
-    Counted on tensors without values, which takes no time."""
-    shell = deepcopy(network).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
-        shell(seen.image.to("meta"), seen.mask.to("meta"))
-    return int(counter.get_total_flops())
+def counted(network: nn.Module, seen: Sight) -> tuple[Tensor, int]:
+    """Run the network as `eager`; return what it draws, and how many multiplications and additions its convolutions and
+    matrix products took."""
+    with FlopCounterMode(display=False) as counter:
+        filled, _ = eager(network, seen)
+    return filled, int(counter.get_total_flops())
 
 
 def per_second(precision: str) -> float:
@@ -154,13 +152,13 @@ def per_second(precision: str) -> float:
     return 2 * 2048**3 / (time.perf_counter() - began)
 
 
-def roof(network: nn.Module, seen: Sight, routed: Routed, products: list[float]) -> Figures:
-    """Return the least that the network could take if all its operations ran as fast as the best of `products`, and
-    how much of that the server's run and the whole call come to."""
+def roof(count: int, routed: Routed, products: list[float]) -> Figures:
+    """Return the least that `count` operations could take if all ran as fast as the best of `products`, and how much of
+    that the server's run and the whole call come to."""
     precision = routed.placement.precision
     if not products:
         return {"precision": precision, "unknown": "torch has no matrix product in it to measure a peak by"}
-    count, peak = operations(network, seen), max(products)
+    peak = max(products)
     least = count / peak
     return {
         "precision": precision,
@@ -200,7 +198,7 @@ def compare(servers: LocalServers, network: nn.Module, *, quick: bool) -> Figure
     by_hole = {side: Routed() for side in HOLES}
     with calls.channel(servers.address("router")) as router:
         tell("torch and the servers warm up")
-        eager(network, full)
+        _, full_operations = counted(network, full)
         for strategy in (AUTO, FULL):
             call(router, encoded, HOLE, strategy, warm)
         for side in HOLES:
@@ -219,7 +217,8 @@ def compare(servers: LocalServers, network: nn.Module, *, quick: bool) -> Figure
     tell("differences and the roof")
     seen = sight(image, HOLE, AUTO)
     plain = statistics.median(torches)
-    apart = difference(eager(network, seen)[0], seen, near.picture)
+    filled, operations = counted(network, seen)
+    apart = difference(filled, seen, near.picture)
 
     def of_hole(side: int, routed: Routed) -> Figures:
         its = sight(image, side, AUTO)
@@ -253,8 +252,8 @@ def compare(servers: LocalServers, network: nn.Module, *, quick: bool) -> Figure
         "engine": near.placement.engine,
         "reason": near.placement.reason,
         "by_hole": {str(side): of_hole(side, routed) for side, routed in by_hole.items()},
-        "roof": roof(network, seen, near, products),
-        "roof_full_frame": roof(network, full, whole, products),
+        "roof": roof(operations, near, products),
+        "roof_full_frame": roof(full_operations, whole, products),
         "samples": {
             "torch_eager": len(torches),
             "call": len(near.seconds),

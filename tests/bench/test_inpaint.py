@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench import pictures
 from bench.figures import rows_table
-from bench.inpaint import AUTO, FULL, SIDE, Sight, difference, operations, sight
+from bench.inpaint import AUTO, FULL, SIDE, Sight, counted, difference, sight
 from bench.networks import difference as output_difference
 from bench.one_network import Run
 
@@ -46,7 +46,9 @@ def test_what_torch_sees_is_the_picture_with_its_hole_and_thrice_as_wide(side: i
 
 
 def test_a_multiplication_and_an_addition_are_two_operations() -> None:
-    assert operations(Plain(), small_sight()) == 2 * (6 * 8) * (4 * 3 * 3) * 3
+    filled, operations = counted(Plain(), small_sight())
+    assert filled.shape == (1, 3, 6, 8)
+    assert operations == 2 * (6 * 8) * (4 * 3 * 3) * 3
 
 
 def test_the_difference_is_that_of_the_hole_in_levels() -> None:
