@@ -40,6 +40,7 @@ class Network:
 
     CARD = ModelCard(name="network", task="inpaint", description="", licence="MIT", source="this test")
     runs: list[int] = field(default_factory=list)  # how many parts
+    asked: list[Options] = field(default_factory=list)  # of every part
     loads: int = 0
     allowed: int = 1000  # how many runs may end
     before_load: Callable[[], None] = lambda: None
@@ -54,6 +55,7 @@ class Network:
 
     def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
         self.runs.append(len(parts))
+        self.asked += [part.options for part in parts]
         number = len(self.runs)
         time.sleep(FIXED_S + PART_S * len(parts))
         while number > self.allowed:
@@ -76,11 +78,14 @@ class House:
             events.setdefault(name, []).append(getattr(response, name))
         return events
 
-    async def gather(self, count: int) -> list[asyncio.Task[dict[str, list[Any]]]]:
-        """Return calls that share a turn, which begins when this returns."""
+    async def gather(self, count: int, *options: dict[str, Any]) -> list[asyncio.Task[dict[str, list[Any]]]]:
+        """Return calls that share a turn, which begins when this returns; the first ones with the given options."""
         go = threading.Event()
         blocker = asyncio.create_task(self.device.admit(lambda position, eta: None).run(lambda: go.wait(5)))
-        calls = [asyncio.create_task(self.ask(request(number))) for number in range(count)]
+        requests = [request(number) for number in range(count)]
+        for asked, its_options in zip(requests, options, strict=False):
+            asked.options.CopyFrom(inpaint_pb2.InpaintOptions(**its_options))
+        calls = [asyncio.create_task(self.ask(asked)) for asked in requests]
         await self.ready(min(count, 5))
         go.set()
         await blocker
@@ -165,6 +170,16 @@ async def test_concurrent_calls_share_runs_and_get_what_they_would_alone(tmp_pat
             timings = {each.stage: each.duration.ToNanoseconds() / 1e9 for each in events["finished"][0].timings}
             assert list(timings) == ["queue", "decode", "inpaint", "blend", "encode"]
             assert timings["inpaint"] >= FIXED_S + PART_S
+
+
+async def test_calls_that_share_a_run_keep_what_each_asked_of_the_model(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        calls = await home.gather(4, {"structure": False, "seed": 3}, {"radius_px": 7})
+        await asyncio.gather(*calls)
+        assert home.network.runs == [4]
+        assert Options(structure=False, seed=3) in home.network.asked
+        assert [each.radius for each in home.network.asked].count(7.0) == 1
+        assert [each.structure for each in home.network.asked].count(True) == 3
 
 
 async def test_sharing_pays_where_a_run_has_a_price_of_its_own(tmp_path: Path) -> None:

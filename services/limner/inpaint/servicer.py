@@ -32,7 +32,6 @@ STRATEGIES = {
     inpaint_pb2.INPAINT_STRATEGY_RESIZE: Strategy.RESIZE,
     inpaint_pb2.INPAINT_STRATEGY_CROP: Strategy.CROP,
 }
-DEFAULT_RADIUS = 4.0
 CPU_PIXELS_AT_ONCE = 512 * 512  # LaMa's parts take a tenth less time in fours of 256², and no less in twos of 512²
 RANGES = {"crop_margin_px": (0, 4096), "resize_limit_px": (64, 8192), "radius_px": (1, 100)}
 
@@ -43,6 +42,7 @@ class Input:
 
     picture: Picture
     mask: Mask
+    options: Options
     plan: Plan
     parts: tuple[Size, ...]  # what the model sees in one step, region by region
     most: int  # parts at once
@@ -111,8 +111,8 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
         check_options(asked)
         check_output(request.output)
         card = self._catalog.card(asked.model if asked.HasField("model") else None, "inpaint")
-        radius = asked.radius_px if asked.HasField("radius_px") else DEFAULT_RADIUS
-        window = self._models[card.name].window(Options(radius))
+        options = options_from_proto(asked)
+        window = self._models[card.name].window(options)
         model = Admitted(self._catalog, card.name, window.least)
 
         def decode(job: Job) -> Input:
@@ -129,7 +129,8 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
             parts = tuple(region.part(window) for region in how.regions)
             self._catalog.admit(card.name, max(map(model.pixels, parts)))
             device = self._catalog.placement(card.name).device
-            return Input(picture, mask, how, parts, most_at_once(window, parts, device, self._max_batch))
+            most = most_at_once(window, parts, device, self._max_batch)
+            return Input(picture, mask, replace(options, seed=job.seed), how, parts, most)
 
         def run(calls: Sequence[Member[Input, Picture]]) -> None:
             most = calls[0].given.most  # the same for all: they are of one kind
@@ -145,8 +146,8 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
             return True
 
         def its_steps(call: Member[Input, Picture]) -> Steps:
-            given, options = call.given, Options(radius, call.job.seed)
-            return steps(given.picture, given.mask, given.plan, window, options, call.job)
+            given = call.given
+            return steps(given.picture, given.mask, given.plan, window, given.options, call.job)
 
         def encode(job: Job, picture: Picture) -> inpaint_pb2.InpaintResult:
             result = inpaint_pb2.InpaintResult()
@@ -179,6 +180,15 @@ def most_at_once(window: Window, parts: Sequence[Size], device: str, max_batch: 
         return most
     largest = max(part.pixels for part in parts)
     return max(1, min(most, CPU_PIXELS_AT_ONCE // largest))
+
+
+def options_from_proto(asked: inpaint_pb2.InpaintOptions) -> Options:
+    """Return what is asked of the model; the call's seed comes later."""
+    usual = Options()
+    return Options(
+        radius=asked.radius_px if asked.HasField("radius_px") else usual.radius,
+        structure=asked.structure if asked.HasField("structure") else usual.structure,
+    )
 
 
 def check_options(options: inpaint_pb2.InpaintOptions) -> None:

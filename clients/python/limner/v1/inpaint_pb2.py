@@ -27,7 +27,7 @@ from limner.v1 import images_pb2 as limner_dot_v1_dot_images__pb2
 from limner.v1 import progress_pb2 as limner_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/inpaint.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\xd7\x01\n\x0eInpaintRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12$\n\x04mask\x18\x02 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x03 \x01(\x0b\x32\x19.limner.v1.InpaintOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa4\x02\n\x0eInpaintOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x32\n\x08strategy\x18\x02 \x01(\x0e\x32\x1a.limner.v1.InpaintStrategyB\x04\xe2\x41\x01\x01\x12!\n\x0e\x63rop_margin_px\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\"\n\x0fresize_limit_px\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x1c\n\tradius_px\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x17\n\x04seed\x18\x06 \x01(\x04\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x42\x08\n\x06_modelB\x11\n\x0f_crop_margin_pxB\x12\n\x10_resize_limit_pxB\x0c\n\n_radius_pxB\x07\n\x05_seed\"\x8b\x02\n\x0fInpaintResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.limner.v1.InpaintResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\rInpaintResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image*\xa5\x01\n\x0fInpaintStrategy\x12 \n\x1cINPAINT_STRATEGY_UNSPECIFIED\x10\x00\x12\x19\n\x15INPAINT_STRATEGY_AUTO\x10\x01\x12\x1d\n\x19INPAINT_STRATEGY_ORIGINAL\x10\x02\x12\x1b\n\x17INPAINT_STRATEGY_RESIZE\x10\x03\x12\x19\n\x15INPAINT_STRATEGY_CROP\x10\x04\x32T\n\x0eInpaintService\x12\x42\n\x07Inpaint\x12\x19.limner.v1.InpaintRequest\x1a\x1a.limner.v1.InpaintResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17limner/v1/inpaint.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16limner/v1/images.proto\x1a\x18limner/v1/progress.proto\"\xd7\x01\n\x0eInpaintRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12$\n\x04mask\x18\x02 \x01(\x0b\x32\x10.limner.v1.ImageB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x03 \x01(\x0b\x32\x19.limner.v1.InpaintOptionsB\x04\xe2\x41\x01\x01\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xd0\x02\n\x0eInpaintOptions\x12\x18\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x32\n\x08strategy\x18\x02 \x01(\x0e\x32\x1a.limner.v1.InpaintStrategyB\x04\xe2\x41\x01\x01\x12!\n\x0e\x63rop_margin_px\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\"\n\x0fresize_limit_px\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x1c\n\tradius_px\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x17\n\x04seed\x18\x06 \x01(\x04\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x1c\n\tstructure\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x42\x08\n\x06_modelB\x11\n\x0f_crop_margin_pxB\x12\n\x10_resize_limit_pxB\x0c\n\n_radius_pxB\x07\n\x05_seedB\x0c\n\n_structure\"\x8b\x02\n\x0fInpaintResponse\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x02 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x04 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x18.limner.v1.InpaintResultH\x00\x12\'\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"0\n\rInpaintResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image*\xa5\x01\n\x0fInpaintStrategy\x12 \n\x1cINPAINT_STRATEGY_UNSPECIFIED\x10\x00\x12\x19\n\x15INPAINT_STRATEGY_AUTO\x10\x01\x12\x1d\n\x19INPAINT_STRATEGY_ORIGINAL\x10\x02\x12\x1b\n\x17INPAINT_STRATEGY_RESIZE\x10\x03\x12\x19\n\x15INPAINT_STRATEGY_CROP\x10\x04\x32T\n\x0eInpaintService\x12\x42\n\x07Inpaint\x12\x19.limner.v1.InpaintRequest\x1a\x1a.limner.v1.InpaintResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,16 +56,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INPAINTOPTIONS'].fields_by_name['radius_px']._serialized_options = b'\342A\001\001'
   _globals['_INPAINTOPTIONS'].fields_by_name['seed']._loaded_options = None
   _globals['_INPAINTOPTIONS'].fields_by_name['seed']._serialized_options = b'\342A\001\001'
-  _globals['_INPAINTSTRATEGY']._serialized_start=955
-  _globals['_INPAINTSTRATEGY']._serialized_end=1120
+  _globals['_INPAINTOPTIONS'].fields_by_name['structure']._loaded_options = None
+  _globals['_INPAINTOPTIONS'].fields_by_name['structure']._serialized_options = b'\342A\001\001'
+  _globals['_INPAINTSTRATEGY']._serialized_start=999
+  _globals['_INPAINTSTRATEGY']._serialized_end=1164
   _globals['_INPAINTREQUEST']._serialized_start=122
   _globals['_INPAINTREQUEST']._serialized_end=337
   _globals['_INPAINTOPTIONS']._serialized_start=340
-  _globals['_INPAINTOPTIONS']._serialized_end=632
-  _globals['_INPAINTRESPONSE']._serialized_start=635
-  _globals['_INPAINTRESPONSE']._serialized_end=902
-  _globals['_INPAINTRESULT']._serialized_start=904
-  _globals['_INPAINTRESULT']._serialized_end=952
-  _globals['_INPAINTSERVICE']._serialized_start=1122
-  _globals['_INPAINTSERVICE']._serialized_end=1206
+  _globals['_INPAINTOPTIONS']._serialized_end=676
+  _globals['_INPAINTRESPONSE']._serialized_start=679
+  _globals['_INPAINTRESPONSE']._serialized_end=946
+  _globals['_INPAINTRESULT']._serialized_start=948
+  _globals['_INPAINTRESULT']._serialized_end=996
+  _globals['_INPAINTSERVICE']._serialized_start=1166
+  _globals['_INPAINTSERVICE']._serialized_end=1250
 # @@protoc_insertion_point(module_scope)

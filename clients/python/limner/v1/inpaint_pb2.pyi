@@ -111,6 +111,7 @@ class InpaintOptions(_message.Message):
     RESIZE_LIMIT_PX_FIELD_NUMBER: _builtins.int
     RADIUS_PX_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    STRUCTURE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, such as `telea`. If omitted, the server's default."""
     strategy: Global___InpaintStrategy.ValueType
@@ -125,6 +126,10 @@ class InpaintOptions(_message.Message):
     """How far the classic algorithms look around a pixel, in pixels, 1 to 100; default 4. Other models ignore it."""
     seed: _builtins.int
     """Seed of models that draw random numbers. If omitted, one is drawn and returned in Finished."""
+    structure: _builtins.bool
+    """ZITS: carry edges and lines on through the hole before it is filled. Costs time; default true. Other models ignore
+    it.
+    """
     def __init__(
         self,
         *,
@@ -134,10 +139,11 @@ class InpaintOptions(_message.Message):
         resize_limit_px: _builtins.int | None = ...,
         radius_px: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        structure: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_crop_margin_px", b"_crop_margin_px", "_model", b"_model", "_radius_px", b"_radius_px", "_resize_limit_px", b"_resize_limit_px", "_seed", b"_seed", "crop_margin_px", b"crop_margin_px", "model", b"model", "radius_px", b"radius_px", "resize_limit_px", b"resize_limit_px", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crop_margin_px", b"_crop_margin_px", "_model", b"_model", "_radius_px", b"_radius_px", "_resize_limit_px", b"_resize_limit_px", "_seed", b"_seed", "_structure", b"_structure", "crop_margin_px", b"crop_margin_px", "model", b"model", "radius_px", b"radius_px", "resize_limit_px", b"resize_limit_px", "seed", b"seed", "structure", b"structure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop_margin_px", b"_crop_margin_px", "_model", b"_model", "_radius_px", b"_radius_px", "_resize_limit_px", b"_resize_limit_px", "_seed", b"_seed", "crop_margin_px", b"crop_margin_px", "model", b"model", "radius_px", b"radius_px", "resize_limit_px", b"resize_limit_px", "seed", b"seed", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crop_margin_px", b"_crop_margin_px", "_model", b"_model", "_radius_px", b"_radius_px", "_resize_limit_px", b"_resize_limit_px", "_seed", b"_seed", "_structure", b"_structure", "crop_margin_px", b"crop_margin_px", "model", b"model", "radius_px", b"radius_px", "resize_limit_px", b"resize_limit_px", "seed", b"seed", "strategy", b"strategy", "structure", b"structure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crop_margin_px: _TypeAlias = _typing.Literal["crop_margin_px"]  # noqa: Y015
     _WhichOneofArgType__crop_margin_px: _TypeAlias = _typing.Literal["_crop_margin_px", b"_crop_margin_px"]  # noqa: Y015
@@ -149,6 +155,8 @@ class InpaintOptions(_message.Message):
     _WhichOneofArgType__resize_limit_px: _TypeAlias = _typing.Literal["_resize_limit_px", b"_resize_limit_px"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__structure: _TypeAlias = _typing.Literal["structure"]  # noqa: Y015
+    _WhichOneofArgType__structure: _TypeAlias = _typing.Literal["_structure", b"_structure"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__crop_margin_px) -> _WhichOneofReturnType__crop_margin_px | None: ...
     @_typing.overload
@@ -159,6 +167,8 @@ class InpaintOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resize_limit_px) -> _WhichOneofReturnType__resize_limit_px | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__structure) -> _WhichOneofReturnType__structure | None: ...
 
 Global___InpaintOptions: _TypeAlias = InpaintOptions  # noqa: Y015
 
