@@ -224,6 +224,12 @@ def test_networks_see_three_times_the_holes_side_in_parts_of_few_shapes(
         assert region.box.height >= min(3 * hole.height, size[0])
 
 
+def test_a_reduced_neighbourhood_keeps_its_holes_proportions() -> None:
+    hole = Box(300, 300, 50, 38)  # 150 × 114 are wanted, 152 × 120 in steps, which the model sees at 0.84
+    (region,) = plan(mask_of((700, 700), hole), Strategy.AUTO, FREE).regions
+    assert (region.size, region.box.size) == (Size(128, 104), Size(152, 123))
+
+
 def test_a_neighbourhood_at_the_edge_is_moved_inwards_and_keeps_its_size() -> None:
     for hole in (Box(0, 0, 20, 20), Box(380, 280, 20, 20), Box(0, 280, 20, 20)):
         (region,) = plan(mask_of((300, 400), hole), Strategy.AUTO, FIXED).regions

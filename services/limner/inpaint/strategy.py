@@ -123,15 +123,21 @@ def _in_context(mask: Mask, window: Window, margin: int, *, reduces: bool) -> li
     """
     size = Size(mask.shape[1], mask.shape[0])
     boxes = [around(hole, _wanted(hole, window, margin), size) for hole in holes(mask)]
+    grown: dict[Box, Region] = {}  # what did not merge stays as it is
     while True:
-        regions = []
-        for box in merged(boxes):
-            box = around(box, padding_to_multiple(box.size, window.step, window.least), size)
-            bulky = reduces and _is_bulky(mask, box, window)
-            regions.append(_reduced_region(box, window, size) if bulky else Region(box, box.size))
+        regions = [grown.get(box) or _grown(mask, box, window, reduces=reduces) for box in merged(boxes)]
         if [region.box for region in regions] == boxes:
             return regions
-        boxes = [region.box for region in regions]
+        grown = {region.box: region for region in regions}
+        boxes = list(grown)
+
+
+def _grown(mask: Mask, box: Box, window: Window, *, reduces: bool) -> Region:
+    """Return a neighbourhood grown to the next step, and reduced where its hole is too large for the window."""
+    size = Size(mask.shape[1], mask.shape[0])
+    box = around(box, padding_to_multiple(box.size, window.step, window.least), size)
+    bulky = reduces and _is_bulky(mask, box, window)
+    return _reduced_region(box, window, size) if bulky else Region(box, box.size)
 
 
 def _wanted(hole: Box, window: Window, margin: int) -> Size:
