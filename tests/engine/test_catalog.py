@@ -213,6 +213,19 @@ async def test_models_are_listed_by_name_with_what_is_known_of_them(models):
     assert [model.name for model in only.models] == ["sam"]
 
 
+@pytest.mark.parametrize(
+    ("machine", "precision"),
+    [(Machine(frozenset()), "auto"), (ZEN4, "int8")],
+    ids=["without any engine", "without a file of the precision asked for"],
+)
+async def test_models_that_cannot_run_here_are_listed_all_the_same(make_catalog, sources, machine, precision):
+    sources["lama"].CARD = replace(sources["lama"].CARD, digest="", exports=("network.onnx",))
+    catalog, device = make_catalog(machine=machine, precision=precision), Device("cpu", 4)
+    response = await ModelServicer(catalog, device).ListModels(models_pb2.ListModelsRequest(), None)
+    assert [(model.name, model.digest) for model in response.models][0] == ("lama", "")
+    device.close()
+
+
 async def test_an_unknown_model_is_not_found(models):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await models.GetModel(models_pb2.GetModelRequest(name="lame"))

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from limner.core.errors import ModelNotInstalled
+from limner.core.errors import ModelNotInstalled, OutOfMemory
 from limner.engine.fetch import StoreError
 from limner.engine.store import digest
 from limner.export import importer, precisions
@@ -146,6 +146,8 @@ def test_files_are_known_by_their_names_else_by_their_order(store, two_networks,
         assert (sources["tiny.pth"]["from"], sources["other.pth"]["from"]) == ("tiny.pth", "renamed.pth")
     with pytest.raises(StoreError, match=r"2 files, in this order: tiny\.pth, other\.pth"):
         import_files(two_networks, weights)
+    with pytest.raises(StoreError, match="given twice"):
+        import_files(two_networks, weights, weights)
     with pytest.raises(StoreError, match=r"there is no file .*gone\.pth"):
         import_files(two_networks, weights, Path("gone.pth"))
 
@@ -196,6 +198,45 @@ def test_a_full_disk_leaves_the_old_files(store, card, installed, import_files, 
     assert contents(store) == installed
 
 
+@pytest.mark.parametrize("precisions", [("fp32",), ("fp32", "int8")])
+def test_memory_that_runs_out_is_told_in_words(store, card, installed, import_files, save, monkeypatch, precisions):
+    def run_out(*_):
+        raise OutOfMemory("the device has not enough memory for this")
+
+    monkeypatch.setattr(importer, "fills" if "int8" in precisions else "check_onnx", run_out)
+    with pytest.raises(StoreError, match="not enough memory for this; nothing was kept"):
+        import_files(card, save(tiny(3).state_dict()), precisions=precisions)
+    assert contents(store) == installed
+
+
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+@pytest.mark.parametrize("last", ["network.onnx.part", "other.onnx.part", "card.json.part"])
+def test_a_process_killed_while_files_get_their_names_leaves_no_mixture(
+    store, two_networks, import_files, save, monkeypatch, last
+):
+    old, new = save(tiny(0).state_dict(), "old.pth"), save(tiny(3).state_dict(), "new.pth")
+    import_files(two_networks, old, old)
+    replace = Path.replace
+
+    def replace_or_die(path, target):
+        if path.name == last:
+            raise Killed
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_die)
+    with pytest.raises(Killed):
+        import_files(two_networks, new, new)
+    monkeypatch.undo()
+    monkeypatch.setitem(EXPORTS, "tiny", (EXPORT, dataclasses.replace(EXPORT, file="other.pth", onnx="other.onnx")))
+    assert store.missing(two_networks) or store.verify(two_networks) == []
+    import_files(two_networks, new, new)
+    assert (store.missing(two_networks), store.verify(two_networks)) == ([], [])
+    assert leftovers(store) == ["card.json", "network.onnx", "other.onnx"]
+
+
 def test_a_wrong_digest_leaves_the_old_files(store, card, installed, pull):
     newer = dataclasses.replace(card, files=(dataclasses.replace(card.files[0], digest="md5:" + "0" * 32),))
     assert store.missing(newer) == ["network.onnx"]
@@ -231,6 +272,25 @@ def test_a_new_export_takes_the_old_ones_precisions_away(store, card, pull, impo
     import_files(card, weights)
     assert leftovers(store) == ["card.json", "network.onnx"]
     assert store.differences(card) == {}
+
+
+def test_what_a_killed_export_left_goes_with_the_next(store, card, import_files, weights):
+    store.folder(card).mkdir(parents=True)
+    for name in ("network.int8.onnx", "network.fp16.onnx.part"):  # of precisions that are not made this time
+        (store.folder(card) / name).write_bytes(b"left")
+    import_files(card, weights)
+    assert leftovers(store) == ["card.json", "network.onnx"]
+
+
+def test_a_precision_whose_file_was_removed_is_not_offered(store, card, pull):
+    pull(card, precisions=("fp32", "int8"))
+    assert "int8" in store.differences(card)
+    (store.folder(card) / "network.int8.onnx").unlink()
+    assert "int8" not in store.differences(card)
+    assert store.missing(card) == []
+    assert store.verify(card) == [
+        "network.int8.onnx is missing: limner models rm tiny, then limner models pull tiny or import it again"
+    ]
 
 
 def test_a_damaged_export_is_told_by_verify_and_made_anew_after_rm(store, card, pull):

@@ -146,12 +146,16 @@ class Catalog:
 
     def digest(self, name: str) -> str:
         """Return the sha256 of the weights as they are served, in lower-case hexadecimal; of several files that of
-        their digests, one after the other. Empty for algorithms and for what is not installed."""
+        their digests, one after the other. Empty for algorithms, and for what is not installed or can't run here."""
         card = self.card(name)
         if card.digest or not card.exports:
             return card.digest
+        try:
+            names = self._file_names(card)
+        except (BadArgument, ModelNotInstalled):
+            return ""
         recorded = self.store.digests(card)
-        digests = [recorded.get(name, "").removeprefix("sha256:") for name in self._file_names(card)]
+        digests = [recorded.get(name, "").removeprefix("sha256:") for name in names]
         if len(digests) == 1 or not all(digests):
             return digests[0]
         return hashlib.sha256("".join(digests).encode()).hexdigest()

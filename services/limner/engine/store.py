@@ -99,9 +99,14 @@ class Store:
 
     def differences(self, card: ModelCard) -> dict[str, float]:
         """Return how much each precision of an exported model was found to differ from fp32: the mean absolute
-        difference in the filled area, 0 to 1. A precision whose difference wasn't measured is not in it."""
+        difference in the filled area, 0 to 1. A precision whose difference wasn't measured, or whose file was removed,
+        is not in it."""
         found = self._record(card).get("differences", {})
-        return {name: float(value) for name, value in found.items()} if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            return {}
+        gone = self._absent(card, self._entries(card, "files"))
+        removed = {name for name in found for file in gone if file.endswith(f".{name}.onnx")}
+        return {name: float(value) for name, value in found.items() if name not in removed}
 
     def digests(self, card: ModelCard) -> dict[str, str]:
         """Return the recorded digest of each of the model's files, as `sha256:` and hexadecimal."""
@@ -150,14 +155,17 @@ class Store:
         """Give the files that were made for an exported model their names, and write down their digests and `record`.
 
         `made` is name to path, all in the model's folder. What an earlier export left there, and the sources, go.
-        Until then nothing of the older export is touched. Hold `locked`."""
+        Until then nothing of the older export is touched. If the process is killed in the middle, the model is missing:
+        new files never stand beside an older record. Hold `locked`."""
         folder = self.folder(card)
         entries = {name: {"digest": digest(path)} for name, path in made.items()}
         earlier = {*self._entries(card, "files"), *(file.name for file in card.files)}
         written = self._write_record(card, {"files": entries, **record})
+        (folder / "card.json").unlink(missing_ok=True)
         for name, path in made.items():
             path.replace(folder / name)
         written.replace(folder / "card.json")
+        earlier |= {path.name for path in folder.glob("*.onnx*")}  # of an export that was killed
         for name in earlier - set(made):
             (folder / name).unlink(missing_ok=True)
 
@@ -200,8 +208,8 @@ class Store:
         recorded = self._entries(card, "files")
         names = [*card.exports, *(name for name in recorded if name not in card.exports)]
         absent = self._absent(card, names)
-        faults = [f"{name} is missing: {mend(card)}" for name in absent]
         remedy = f"limner models rm {card.name}, then {mend(card)} or import it again"
+        faults = [f"{name} is missing: {mend(card) if name in card.exports else remedy}" for name in absent]
         for name in (name for name in names if name not in absent):
             if digest(self.folder(card) / name) != recorded[name].get("digest"):
                 faults.append(f"{name} is damaged: {remedy}")

@@ -28,6 +28,7 @@ from limner.engine.fetch import Report, StoreError
 from limner.engine.machine import this_machine
 from limner.engine.networks import OWN_FILES, in_precision
 from limner.engine.onnx_check import check_onnx
+from limner.engine.placement import LARGEST_DIFFERENCE
 from limner.engine.placement import PRECISIONS as OFFERED
 from limner.engine.store import Store, check_licence, digest, is_right
 from limner.export import photographs
@@ -35,7 +36,7 @@ from limner.export.checkpoint import BadCheckpoint, read_tensors
 from limner.export.exports import EXPORTS, Export
 from limner.export.onnx_file import write_onnx
 from limner.export.parameters import load_parameters
-from limner.export.precisions import LARGEST_DIFFERENCE, difference, fills, write_fp16, write_int8
+from limner.export.precisions import difference, fills, write_fp16, write_int8
 
 EXPORTER_VERSION = 1
 PRECISIONS = OFFERED[1:]  # without `auto`
@@ -112,8 +113,10 @@ def _assigned(card: ModelCard, paths: Sequence[Path]) -> list[tuple[WeightFile, 
     if absent := [str(path) for path in paths if not path.is_file()]:
         raise StoreError(f"there is no file {', '.join(absent)}")
     by_name = {path.name: path for path in paths if path.name in names}
-    others = iter([path for path in paths if path not in by_name.values()])
-    return [(file, by_name[file.name] if file.name in by_name else next(others)) for file in card.files]
+    others = [path for path in paths if path not in by_name.values()]
+    if len(by_name) + len(others) != len(names):
+        raise StoreError(f"a file is given twice; {card.name} is made of {', '.join(names)}")
+    return [(file, by_name[file.name] if file.name in by_name else others.pop(0)) for file in card.files]
 
 
 def _export(
@@ -157,9 +160,11 @@ def _origin(source: Source) -> dict[str, str]:
 
 @contextmanager
 def _all_or_nothing(store: Store, card: ModelCard, made: Mapping[str, Path]) -> Iterator[None]:
-    """Remove what was made if not all of it was, and say a full disk in words."""
+    """Remove what was made if not all of it was, and say a full disk, or a network that can't be run, in words."""
     try:
         yield
+    except LimnerError as error:
+        raise StoreError(f"what was made can't be used: {error.message}; nothing was kept") from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -182,10 +187,7 @@ def _write(export: Export, source: Source, tensors: Mapping[str, Tensor], target
         torch.manual_seed(0)
         inputs = export.inputs()
     write_onnx(wrapped, inputs, export.outputs, target, dynamic=export.dynamic)
-    try:
-        check_onnx(target)
-    except LimnerError as error:
-        raise StoreError(f"the network was not written well: {error.message}") from error
+    check_onnx(target)
     tell(f"comparing {export.onnx} with torch")
     _compare(export, wrapped, inputs, target)
 

@@ -19,9 +19,6 @@ from limner.core.placement import Placement
 from limner.engine.session import open_session
 from limner.export.photographs import Example
 
-LARGEST_DIFFERENCE = 1 / 255
-"""The mean absolute difference from fp32 in the filled area, of values from 0 to 1, that a precision may have."""
-
 
 def write_int8(source: Path, target: Path, calibration: Sequence[Example]) -> None:
     """Write `source` with its convolutions in int8, the ranges of what goes through them taken from `calibration`.
