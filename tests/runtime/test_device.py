@@ -178,6 +178,17 @@ async def test_results_are_handed_over_while_the_turn_goes_on_and_errors_to_thos
     assert [type(error) for error in errors] == [KeyError, ZeroDivisionError]
 
 
+async def test_an_error_that_no_future_takes_leaves_nobody_waiting(device):
+    def work(seats: Sequence[Seat[str]]) -> None:
+        try:
+            next(iter([]))
+        except Exception as error:
+            seats[0].fail(error)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(admitted(device).share(Shared("p", work, key="a", most=MOST)), 5)
+
+
 async def test_every_call_works_in_its_own_context(device):
     name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
 

@@ -62,6 +62,8 @@ class Seat(Generic[G]):
 
     def fail(self, error: Exception) -> None:
         """End the call's part with an error."""
+        if isinstance(error, StopIteration):  # no future takes it, and the call would wait for ever
+            error = RuntimeError("the work raised StopIteration")
         self._end(None, error)
 
     def _end(self, result: Any, error: Exception | None) -> None:
