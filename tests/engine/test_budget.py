@@ -154,6 +154,17 @@ def test_what_was_measured_takes_the_place_of_the_card_s_estimates(make_catalog)
     catalog.admit("a", 20 * PIXELS)
 
 
+def test_a_picture_decoded_while_a_model_is_measured_does_not_refuse_its_calls_for_ever(make_catalog, monkeypatch):
+    catalog = make_catalog(1000)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Network, "warm_up", lambda self: len(np.ones(200 * MIB, np.uint8)) and self.run(PIXELS))
+        catalog.get("known")
+    assert catalog.measured("known").call_bytes > 150 * MIB
+    catalog.admit("known", 16 * PIXELS)  # 400 MiB by its card, 3200 by what was measured
+    with pytest.raises(OutOfMemory):
+        catalog.admit("known", 32 * PIXELS)
+
+
 def test_a_model_too_large_by_itself_is_refused_and_the_others_stay(make_catalog, sources):
     sources["known"].CARD = replace(sources["known"].CARD, memory_estimate_bytes=500 * MIB)
     catalog = make_catalog(200)

@@ -2,7 +2,8 @@
 
 What a model takes is measured when it is loaded: what the process has more after loading it and running it once, and
 how much more it had at the peak of that run. Until then the card's estimates and the size of its files stand for it.
-Other calls that are decoded meanwhile are measured with it, so the figures err upwards.
+Other calls that are decoded meanwhile are measured with it, so the figures err upwards; and as the run is a small one,
+what they took would count many times in a large one, so that calls are held to take no multiple of what the card says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from limner.engine import memory
 from limner.engine.placement import memory_needed
 
 AUTO_SHARE = 0.8  # of what is free at the server's start
+MOST_OF_CARD = 2.0  # times what the card says: no more is believed of a call on a CPU, whatever was measured
 LOADED_PER_FILE_BYTE = 2.5  # the most an engine takes: the weights as in the file, and again as it multiplies them
 
 
@@ -72,7 +74,8 @@ class Budget:
             loaded = max(estimate, file_bytes)
             return Need(loaded, call, max(round(LOADED_PER_FILE_BYTE * file_bytes) - loaded, 0))
         if measured.call_bytes:
-            call = round(measured.call_bytes / measured.call_pixels * pixels)
+            found = round(measured.call_bytes / measured.call_pixels * pixels)
+            call = min(found, round(MOST_OF_CARD * call)) if call and self._device == "cpu" else found
         return Need(measured.loaded_bytes, call)
 
     def room(self, held_bytes: int, *, between_calls: bool) -> int:
