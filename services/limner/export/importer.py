@@ -212,12 +212,15 @@ def _compare(export: Export, network: nn.Module, inputs: dict[str, Tensor], path
 def _add_precisions(export: Export, made: dict[str, Path], precisions: Collection[str], tell: Tell) -> dict[str, float]:
     """Make the precisions asked for that are near enough to fp32, and return the difference of each that was tried."""
     source, differences = made[export.onnx], {}
+    wanted = [name for name in PRECISIONS[1:] if name in precisions]
+    if not wanted:
+        return {}
     side = SIDE if 2 in export.dynamic.get("image", {}) else export.inputs()["image"].shape[2]
     held_out = photographs.examples(photographs.HELD_OUT, side)
     expected = fills(source, "fp32", "onnxruntime", held_out)
     machine = this_machine()
     on_cpu = "openvino" if "openvino" in machine.engines else "onnxruntime"
-    for precision in (name for name in PRECISIONS[1:] if name in precisions):
+    for precision in wanted:
         if precision == "bf16" and not (machine.bf16_unit and on_cpu == "openvino"):
             tell("bf16 is not measured: this machine doesn't multiply in it")
             continue
