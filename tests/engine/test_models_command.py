@@ -146,6 +146,13 @@ def test_the_real_command_lists_the_models_of_every_server():
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["list", "plan"])
+def test_only_the_models_named_are_shown(command):
+    named = [sys.executable, "-m", "limner.models", command, "telea", "fsr", "--json"]
+    result = subprocess.run(named, capture_output=True, text=True, check=True)
+    assert [row["name"] for row in json.loads(result.stdout)] == ["telea", "fsr"]
+
+
 def test_a_machine_without_any_model_server_is_told_what_to_install():
     program = (
         "import sys, runpy; sys.modules['filelock'] = None; runpy.run_module('limner.models', run_name='__main__')"

@@ -34,6 +34,13 @@ def test_auto_takes_bf16_where_the_cpu_multiplies_in_it(machine, unit):
     assert unit in placement.reason
 
 
+def test_bf16_that_was_never_measured_is_told():
+    exported = replace(EVERY, exports=("network.onnx",))
+    assert "was not measured" in place(exported, ZEN4).reason
+    assert "was not measured" not in place(exported, ZEN4, differences=CLOSE).reason
+    assert "was not measured" not in place(NETWORK, ZEN4).reason
+
+
 @pytest.mark.parametrize(
     ("card", "machine", "engine", "reason"),
     [

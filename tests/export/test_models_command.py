@@ -61,7 +61,7 @@ def test_import_takes_files_of_this_disk(limner_models, save):
 def test_a_model_without_a_checkpoint_has_nothing_to_import(limner_models, weights, card):
     limner_models.offered[0] = Offer("inpaint", dataclasses.replace(card, files=(), exports=()))
     code, row, _ = limner_models("import", "tiny", str(weights))
-    assert (code, row["outcome"]) == (1, "failed: it is not made of a checkpoint, so there is nothing to import")
+    assert (code, row["outcome"]) == (1, "failed: it is not made from a checkpoint, so there is nothing to import")
 
 
 def test_plan_says_which_precision_and_why(limner_models):

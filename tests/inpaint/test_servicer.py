@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -95,12 +96,21 @@ async def test_a_hole_is_filled_and_the_rest_stays(channel: grpc.aio.Channel, mo
     assert "inpaint" in [timing.stage for timing in finished.timings]
 
 
-async def test_the_default_is_patchmatch_and_the_reason_tells_the_strategy(channel: grpc.aio.Channel) -> None:
+async def test_without_lama_the_default_is_patchmatch_and_the_reason_tells_why(channel: grpc.aio.Channel) -> None:
     events = await ask(channel, request())
     assert events["finished"][0].model == "patchmatch"
     placement = events["started"][0].placement
     assert placement.device == "cpu"
+    assert "as long as lama is not installed (limner models pull lama)" in placement.reason
     assert "auto: original" in placement.reason
+
+
+async def test_lama_is_the_default_as_soon_as_it_is_installed(channel: grpc.aio.Channel, tmp_path: Path) -> None:
+    (tmp_path / "lama").mkdir()
+    (tmp_path / "lama" / "network.onnx").write_bytes(b"")
+    (tmp_path / "lama" / "card.json").write_text('{"files": {"network.onnx": {"digest": "sha256:1"}}}')
+    listed = await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())
+    assert [model.name for model in listed.models if model.default] == ["lama"]
 
 
 async def test_raw_sixteen_bits_with_alpha_come_back_as_they_went(channel: grpc.aio.Channel) -> None:

@@ -51,9 +51,15 @@ def fetch(url: str, part: Path, file: WeightFile, report: Report) -> None:
             fruitless = 0 if there > before else fruitless + 1
             if fruitless == FRUITLESS_ATTEMPTS:
                 raise StoreError(
-                    f"{file.name} could not be fetched whole from {urlsplit(url).netloc}, {there} bytes are there: "
-                    f"{error}; pull again to go on from there, or use --mirror"
+                    f"{url} could not be fetched whole, {there} bytes are there: {_cause(error)}; pull again to go on "
+                    "from there, or use --mirror"
                 ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return what lies behind an error, without the layers of libraries that wrapped it."""
+    inner = getattr(error, "reason", None) or next((each for each in error.args if isinstance(each, Exception)), None)
+    return _cause(inner) if isinstance(inner, Exception) else str(error)
 
 
 def _download(session: requests.Session, url: str, part: Path, file: WeightFile, report: Report) -> None:

@@ -126,8 +126,11 @@ def _choose(
     passed_over += ["the CPU has no VNNI, which makes int8 fast" for name in faster if name in offered]
     passed_over = passed_over or [absent[name] for name in faster[:1]]
     reason = f"auto: {best}, because {' and '.join(_merits(best, device, machine, differences) or passed_over)}"
-    if best != "fp32" and passed_over:
-        reason += f" ({' and '.join(passed_over)})"
+    doubts = passed_over if best != "fp32" else []
+    if best == "bf16" and card.exports and best not in differences:  # made where the CPU has none, or left out
+        doubts = [*doubts, "how far it is from fp32 was not measured"]
+    if doubts:
+        reason += f" ({' and '.join(doubts)})"
     smaller = [name for name in offered if MEMORY_SHARE[name] < MEMORY_SHARE[best]]
     if available_bytes is None or (needed := memory_needed(card, best, USUAL_PIXELS)) <= available_bytes or not smaller:
         return best, reason

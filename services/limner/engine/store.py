@@ -302,7 +302,7 @@ def check_licence(card: ModelCard, *, accepted: bool) -> None:
     """Raise StoreError if the licence isn't free and wasn't accepted."""
     if card.needs_acceptance and not accepted:
         raise StoreError(
-            f"{card.name} comes under {card.licence} ({card.source}): read it, then say so with --accept-licence"
+            f"{card.name}'s licence is {card.licence} ({card.source}); if that suits you, say so with --accept-licence"
         )
 
 

@@ -63,9 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="limner models", description="The models' weights on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    commands.add_parser("list", parents=[common], help="every model and whether it can be used")
+    listing = commands.add_parser("list", parents=[common], help="every model and whether it can be used")
+    listing.add_argument("names", nargs="*", metavar="NAME", help="only these")
 
     plan = commands.add_parser("plan", parents=[common], help="where each model would run here, and why")
+    plan.add_argument("names", nargs="*", metavar="NAME", help="only these")
     plan.add_argument("--device", default="auto", help="auto, cpu, cuda:N")
     plan.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
 
@@ -111,4 +113,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("stopped; what was fetched so far is kept, pull again to go on")
+        sys.exit("stopped: what was installed is as it was, and the next pull goes on with what was fetched")

@@ -103,7 +103,7 @@ class Actions:
         card, code = offer.card, 0
         try:
             if not card.exports:
-                raise StoreError("it is not made of a checkpoint, so there is nothing to import")
+                raise StoreError("it is not made from a checkpoint, so there is nothing to import")
             importer = _importer()
             self._err.print(f"{card.name}: {card.licence}, {card.source}")
             made = importer.import_files(

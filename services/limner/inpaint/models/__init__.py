@@ -1,4 +1,5 @@
-"""The models of this server by the names that requests use."""
+"""The models of this server by the names that requests use. The first one needs no weights, and is what a request
+without a name gets as long as the default network isn't installed."""
 
 from limner.inpaint.filler import FillerSource
 from limner.inpaint.models import anime_lama, fsr, lama, mat, migan, navier_stokes, patchmatch, telea, zits

@@ -1,5 +1,5 @@
-"""The models of this server by the names that requests use. The last one needs no weights, and is what a request
-without a name gets where no network is installed."""
+"""The models of this server by the names that requests use. `lanczos` needs no weights, and comes before the
+larger networks as a request without a name gets it where the default one isn't installed."""
 
 from limner.postprocess.models import lanczos
 from limner.postprocess.models.realesrgan import ANIMEVIDEO, X4PLUS, X4PLUS_ANIME
