@@ -93,7 +93,7 @@ class FirstStage(nn.Module):
         drawn_style = self.ws_style(w)
         x = torch.where(self._kept, x, self.to_square(drawn_style).reshape(-1, 1, _SMALLEST, _SMALLEST))
         seen_style = self.to_style(self.down_conv(x).mean((2, 3)))
-        style = torch.cat([seen_style, drawn_style.expand(len(seen_style), -1)], 1)
+        style = torch.cat([seen_style, drawn_style.expand(seen_style.shape[0], -1)], 1)
         for stage in self.tran[3:]:
             x = stage(x)[0] + kept.pop()
         first, *larger = self.dec_conv
@@ -180,7 +180,7 @@ class Synthesis(nn.Module):
             kept.append(x)
         x = torch.where(self._kept, kept.pop(), self.to_square(w).reshape(-1, 1, _SMALLEST, _SMALLEST))
         seen_style = self.to_style(x)
-        style = torch.cat([w.expand(len(seen_style), -1), seen_style], 1)
+        style = torch.cat([w.expand(seen_style.shape[0], -1), seen_style], 1)
         smallest, *larger = self.dec.values()
         x, drawn = smallest(x, style)
         for block in larger:
