@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,19 @@ def onnx_file(lama: Lama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def session(onnx_file: Path) -> Session:
-    return open_session(onnx_file, Placement("cpu", "fp32", "onnxruntime", "a test"), thread_count=2)
+def opened(onnx_file: Path) -> Callable[[str, str], Session]:
+    """`opened("openvino", "bf16")`: the file, compiled once for each engine and precision, which takes seconds."""
+
+    @functools.cache
+    def opened(engine: str, precision: str) -> Session:
+        return open_session(onnx_file, Placement("cpu", precision, engine, "a test"), thread_count=2)
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def session(opened: Callable[[str, str], Session]) -> Session:
+    return opened("onnxruntime", "fp32")
 
 
 def scene(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -96,9 +108,10 @@ work otherwise, and so round otherwise."""
 
 
 @pytest.mark.parametrize(("engine", "precision", "levels"), ENGINES)
-def test_parts_are_filled_alike_together_and_alone(engine: str, precision: str, levels: int, onnx_file: Path) -> None:
-    session = open_session(onnx_file, Placement("cpu", precision, engine, "a test"), thread_count=2)
-    filler = ImageMaskFiller(session, multiple=8)
+def test_parts_are_filled_alike_together_and_alone(
+    engine: str, precision: str, levels: int, opened: Callable[[str, str], Session]
+) -> None:
+    filler = ImageMaskFiller(opened(engine, precision), multiple=8)
     image, mask = pictures(3, 37, 60), holes(3, 37, 60)
     pixels = np.rint(image.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
     parts = [Part(each, hole[0] > 0, Options()) for each, hole in zip(pixels, mask, strict=True)]
@@ -119,11 +132,12 @@ def test_what_is_in_the_hole_does_not_matter(session: Session) -> None:
     assert (one == other).all()
 
 
-def test_openvino_in_bf16_stays_as_near_at_any_size(onnx_file: Path, golden: dict[str, NDArray[np.float32]]) -> None:
+def test_openvino_in_bf16_stays_as_near_at_any_size(
+    opened: Callable[[str, str], Session], golden: dict[str, NDArray[np.float32]]
+) -> None:
     """Waves that were computed in bf16, not looked up, would be thrice as far off."""
-    session = open_session(onnx_file, Placement("cpu", "bf16", "openvino", "a test"), thread_count=2)
     image, mask = scene("odd")
-    (filled,) = session.run({"image": image, "mask": mask})
+    (filled,) = opened("openvino", "bf16").run({"image": image, "mask": mask})
     difference = np.abs(filled[:, :, ::STRIDE, ::STRIDE] - golden["odd"])
     assert difference.mean() < 0.004
     assert difference.max() < 0.03
