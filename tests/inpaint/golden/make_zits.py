@@ -129,13 +129,10 @@ def main(checkout: Path, peer: Path) -> None:
             pipeline.forward(picture, cover, SimpleNamespace(zits_wireframe=wanted))
             (_, _, edge, line, _, _), filled = seen[-1]
             outputs[f"chain_{name}"] = filled.numpy()[..., : SCENE[0], : SCENE[1]][..., ::STRIDE, ::STRIDE]
-            print(name, *(f"{value.mean():.3f}±{value.std():.3f}" for value in (edge, line, filled)))
         outputs["chain_edge"], outputs["chain_line"] = (
             value.numpy()[..., ::STRIDE, ::STRIDE] for value in (edge, line)
         )
 
-    for name, value in outputs.items():
-        print(name, value.shape, value.dtype, f"mean {value.mean():.3f} deviation {value.std():.3f}")
     here = Path(__file__).parent
     np.savez_compressed(here / "zits.npz", **outputs)
     (here / "zits.names.txt").write_text("\n".join(names) + "\n")
