@@ -79,7 +79,7 @@ def place(
         runs = [name for name, reason in absent.items() if not reason]
         raise BadArgument(
             f"{card.name} runs in {', '.join(runs) or 'nothing this machine has'}, not in {precision}: {why}; "
-            "set one of them, or auto",
+            "set the server's precision to one of them, or to auto",
             field="precision",
         )
     else:

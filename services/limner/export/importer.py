@@ -109,13 +109,14 @@ def import_files(
 def _assigned(card: ModelCard, paths: Sequence[Path]) -> list[tuple[WeightFile, Path]]:
     names = [file.name for file in card.files]
     if len(paths) != len(names):
-        raise StoreError(f"{card.name} is made of {len(names)} files, in this order: {', '.join(names)}")
+        made_of = f"{len(names)} files, in this order:" if len(names) > 1 else "one file:"
+        raise StoreError(f"{card.name} is made from {made_of} {', '.join(names)}")
     if absent := [str(path) for path in paths if not path.is_file()]:
         raise StoreError(f"there is no file {', '.join(absent)}")
     by_name = {path.name: path for path in paths if path.name in names}
     others = [path for path in paths if path not in by_name.values()]
     if len(by_name) + len(others) != len(names):
-        raise StoreError(f"a file is given twice; {card.name} is made of {', '.join(names)}")
+        raise StoreError(f"a file is given twice; {card.name} is made from {', '.join(names)}")
     return [(file, by_name[file.name] if file.name in by_name else others.pop(0)) for file in card.files]
 
 
