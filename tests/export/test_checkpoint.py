@@ -78,8 +78,8 @@ SAVERS = {
     "parameters": lambda network, path: torch.save(
         dict(network.named_parameters()) | dict(network.named_buffers()), path
     ),
-    "under params_ema": lambda network, path: torch.save(
-        {"params": {"x": torch.zeros(1)}, "params_ema": network.state_dict()}, path
+    "beside another network": lambda network, path: torch.save(
+        {"iteration": 7, "discriminator": {"x": torch.zeros(1)}, "generator": network.state_dict()}, path
     ),
     "under two names": lambda network, path: torch.save({"model": {"state_dict": network.state_dict()}}, path),
     "whole module": lambda network, path: torch.save(network, path),

@@ -27,8 +27,8 @@ _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 _MOST_PLACES = 200_000  # that are looked through for tensors; a real checkpoint has some thousands
 _DEEPEST = 50
-_WRAPPERS = ("params_ema", "G_ema", "g_ema", "ema", "params", "generator", "G", "netG", "state_dict", "model", "net")
-"""Under which names training code saves a state dict among other things; the first there counts."""
+_WRAPPERS = ("state_dict", "generator", "model")
+"""Under which names LaMa's and ZITS' training code save a state dict among other things; the first there counts."""
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -90,7 +90,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, Tensor]:
             "it is damaged, or holds other things than tensors, and none of these are run; save its state dict anew, "
             "by torch.save or as safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever torch's reader stumbles over
         raise BadCheckpoint(f"it is cut off or damaged ({error})") from error
     return {name: tensor for name, tensor in _named(_unwrapped(root)).items() if isinstance(tensor, Tensor)}
 
