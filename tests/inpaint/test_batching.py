@@ -182,17 +182,11 @@ async def test_calls_that_share_a_run_keep_what_each_asked_of_the_model(tmp_path
         assert [each.structure for each in home.network.asked].count(True) == 3
 
 
-async def test_sharing_pays_where_a_run_has_a_price_of_its_own(tmp_path: Path) -> None:
-    spent = {}
-    for max_batch in (1, 0):
-        async with house(tmp_path, max_batch) as home:
-            await home.ask(request(0))
-            began = time.monotonic()
-            await asyncio.gather(*(home.ask(request(number)) for number in range(12)))
-            spent[max_batch] = time.monotonic() - began
-            assert (max(home.network.runs) == 1) == (max_batch == 1)
-    assert spent[1] > 12 * (FIXED_S + PART_S)
-    assert spent[0] < spent[1]
+@pytest.mark.parametrize("max_batch", [0, 1, 2])
+async def test_no_more_parts_than_configured_are_filled_at_once(tmp_path: Path, max_batch: int) -> None:
+    async with house(tmp_path, max_batch) as home:
+        await asyncio.gather(*await home.gather(4))
+        assert max(home.network.runs) == (max_batch or 4)
 
 
 def test_on_a_cpu_large_parts_are_filled_one_by_one() -> None:
