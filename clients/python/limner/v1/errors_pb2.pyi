@@ -46,7 +46,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no model of that name. Metadata: `available`, comma-separated."""
     ERROR_REASON_MODEL_NOT_INSTALLED: _ErrorReason.ValueType  # 6
     """FAILED_PRECONDITION: the model is known, but its weights are not on this machine, or an optional package that it
-    needs is not installed.
+    needs is not installed. The message has the command that installs it. Metadata, where weights are missing: `model`.
     """
     ERROR_REASON_BAD_PIPELINE: _ErrorReason.ValueType  # 7
     """INVALID_ARGUMENT: the pipeline has unknown or repeated names, a cycle, inputs of the wrong kind, or is empty.
@@ -71,7 +71,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 16
     """INTERNAL: a fault of the server. Metadata: `error_id`, which is in the server's log."""
     ERROR_REASON_OUT_OF_MEMORY: _ErrorReason.ValueType  # 17
-    """RESOURCE_EXHAUSTED: the device has not enough memory for the model or the picture."""
+    """RESOURCE_EXHAUSTED: the device has not enough memory for the model or the picture. Metadata, where it is known:
+    `needed_bytes`, `free_bytes`.
+    """
     ERROR_REASON_STOPPING: _ErrorReason.ValueType  # 18
     """UNAVAILABLE: the server is stopping and takes no new work."""
 
@@ -96,7 +98,7 @@ ERROR_REASON_UNKNOWN_MODEL: ErrorReason.ValueType  # 5
 """NOT_FOUND: no model of that name. Metadata: `available`, comma-separated."""
 ERROR_REASON_MODEL_NOT_INSTALLED: ErrorReason.ValueType  # 6
 """FAILED_PRECONDITION: the model is known, but its weights are not on this machine, or an optional package that it
-needs is not installed.
+needs is not installed. The message has the command that installs it. Metadata, where weights are missing: `model`.
 """
 ERROR_REASON_BAD_PIPELINE: ErrorReason.ValueType  # 7
 """INVALID_ARGUMENT: the pipeline has unknown or repeated names, a cycle, inputs of the wrong kind, or is empty.
@@ -121,7 +123,9 @@ ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 15
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 16
 """INTERNAL: a fault of the server. Metadata: `error_id`, which is in the server's log."""
 ERROR_REASON_OUT_OF_MEMORY: ErrorReason.ValueType  # 17
-"""RESOURCE_EXHAUSTED: the device has not enough memory for the model or the picture."""
+"""RESOURCE_EXHAUSTED: the device has not enough memory for the model or the picture. Metadata, where it is known:
+`needed_bytes`, `free_bytes`.
+"""
 ERROR_REASON_STOPPING: ErrorReason.ValueType  # 18
 """UNAVAILABLE: the server is stopping and takes no new work."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -30,7 +30,7 @@ class _InpaintStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inpai
     INPAINT_STRATEGY_AUTO: _InpaintStrategy.ValueType  # 1
     """The server chooses by the sizes of picture and hole; Started's reason says what and why."""
     INPAINT_STRATEGY_ORIGINAL: _InpaintStrategy.ValueType  # 2
-    """The whole picture at its own size."""
+    """The whole picture at its own size, a part at a time where it is larger than the model takes."""
     INPAINT_STRATEGY_RESIZE: _InpaintStrategy.ValueType  # 3
     """The whole picture, reduced to `resize_limit_px`; the fill is enlarged again, the rest stays as it was."""
     INPAINT_STRATEGY_CROP: _InpaintStrategy.ValueType  # 4
@@ -44,7 +44,7 @@ INPAINT_STRATEGY_UNSPECIFIED: InpaintStrategy.ValueType  # 0
 INPAINT_STRATEGY_AUTO: InpaintStrategy.ValueType  # 1
 """The server chooses by the sizes of picture and hole; Started's reason says what and why."""
 INPAINT_STRATEGY_ORIGINAL: InpaintStrategy.ValueType  # 2
-"""The whole picture at its own size."""
+"""The whole picture at its own size, a part at a time where it is larger than the model takes."""
 INPAINT_STRATEGY_RESIZE: InpaintStrategy.ValueType  # 3
 """The whole picture, reduced to `resize_limit_px`; the fill is enlarged again, the rest stays as it was."""
 INPAINT_STRATEGY_CROP: InpaintStrategy.ValueType  # 4
@@ -113,12 +113,14 @@ class InpaintOptions(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     STRUCTURE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model, such as `telea`. If omitted, the server's default."""
+    """The model, such as `lama` or `telea`. If omitted, the server's default, or what stands in for it until that is
+    installed.
+    """
     strategy: Global___InpaintStrategy.ValueType
     """How much of the picture the model sees. Unspecified: AUTO."""
     crop_margin_px: _builtins.int
-    """CROP: how far around the hole the model sees, in pixels, 0 to 4096. If omitted, 128, and more around large holes;
-    networks see at least three times the hole's side. AUTO: networks see at least so much.
+    """CROP and AUTO: how far around each hole the model sees, in pixels, 0 to 4096. If omitted, algorithms see 128, and
+    more around large holes; networks see three times the hole's side, or more. AUTO: networks see no less than that.
     """
     resize_limit_px: _builtins.int
     """RESIZE: the longer side the picture is reduced to, in pixels, 64 to 8192; default 1280."""

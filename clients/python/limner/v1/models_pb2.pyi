@@ -82,21 +82,23 @@ class Model(_message.Message):
     source: _builtins.str
     """Where the weights, or the method, come from: a URL, a package, a paper."""
     digest: _builtins.str
-    """sha256 of the weights as they are served here, lower-case hexadecimal; of several files that of their digests one
-    after the other. Empty without weights, and as long as they are not installed.
+    """sha256 of the weights as they are served here, in the precision that is used, lower-case hexadecimal; of several
+    files that of their digests one after the other. Empty without weights, and as long as they are not installed.
     """
     size_multiple: _builtins.int
     """Width and height are padded to multiples of this many pixels inside the server; callers needn't."""
     minimum_side_px: _builtins.int
     """The smallest side in pixels that the model itself takes; smaller pictures are padded inside the server."""
     memory_estimate_bytes: _builtins.int
-    """Estimated memory of the loaded model in bytes; 0 for algorithms."""
+    """Estimated memory of the loaded model in bytes, in fp32; 0 for algorithms."""
     state: Global___ModelState.ValueType
     """What state it is in on this server."""
     server: _builtins.str
     """The server that offers it: `inpaint`, `segment`, `postprocess`, `diffusion`."""
     default: _builtins.bool
-    """True for the model that is used when a request for this task names none."""
+    """True for the model that is used when a request for this task names none: the configured one, or what stands in for
+    it until it is installed.
+    """
     memory_loaded_bytes: _builtins.int
     """What the loaded model was found to take, in bytes; 0 as long as this server hasn't loaded it, and for algorithms."""
     memory_call_bytes: _builtins.int
@@ -105,7 +107,9 @@ class Model(_message.Message):
     """How many pixels the model saw in that call; more take in proportion."""
     @_builtins.property
     def precisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Precisions it can run in, as in Placement."""
+        """Precisions that it is made for, as in Placement. Which of them can be had depends on the device, on the files that
+        are installed and on how far each was found to be from fp32; `placement` says which is used.
+        """
 
     @_builtins.property
     def placement(self) -> _progress_pb2.Placement:

@@ -89,7 +89,7 @@ class Placement(_message.Message):
     precision: _builtins.str
     """`fp32`, `fp16`, `bf16`, `int8`; for classic algorithms `native`: the picture's own integers."""
     engine: _builtins.str
-    """What executes the model: `onnxruntime`, `openvino`, `torch`, `opencv`, `numpy`."""
+    """What executes the model, such as `onnxruntime`, `openvino` or `opencv`."""
     reason: _builtins.str
     """Why this device, precision and engine were chosen, for people."""
     def __init__(
@@ -119,7 +119,9 @@ class Progress(_message.Message):
     STEP_COUNT_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """What is being done: `decode`, `encode`, or a name of the model's own such as `inpaint` or `upscale`."""
+    """What is being done: `decode`, `load` where the model is not in memory yet, `encode`, or a name of the model's own
+    such as `inpaint` or `upscale`.
+    """
     step: _builtins.int
     """Steps or tiles done in this stage, 0 to step_count."""
     step_count: _builtins.int
@@ -187,7 +189,7 @@ class Finished(_message.Message):
     model: _builtins.str
     """The model that did the work, such as `telea`."""
     model_digest: _builtins.str
-    """sha256 of the model's weights, lower-case hexadecimal; empty for algorithms without weights."""
+    """sha256 of the model's weights, as in Model; empty for algorithms without weights."""
     @_builtins.property
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Timing]:
         """How long each part took, in the order in which they began; `queue` is the wait for the device."""
