@@ -25,6 +25,7 @@ from limner.engine.catalog import Catalog
 from limner.engine.store import Store
 from limner.inpaint.config import InpaintConfig
 from limner.inpaint.filler import Options, Part, Window
+from limner.inpaint.models import lama, migan, zits
 from limner.inpaint.servicer import InpaintServicer, most_at_once
 from limner.runtime.device import Device
 from limner.runtime.server import Server, start
@@ -196,6 +197,14 @@ def test_on_a_cpu_large_parts_are_filled_one_by_one() -> None:
         assert most_at_once(lama, [Size(side, side)], "cuda:0", 0) == 4
     assert most_at_once(lama, [Size(256, 256)], "cpu", 3) == 3
     assert most_at_once(lama, [Size(256, 256)], "cuda:0", 1) == 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 512), (320, 256), (96, 40)])
+def test_a_part_counts_with_all_that_the_model_sees_of_it(width: int, height: int) -> None:
+    part = Part(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.bool_), Options())
+    assert zits.window(Options()).seen(Size(width, height)) == zits._squared(part).hole.size
+    assert migan.window(Options()).seen(Size(width, height)) == 512 * 512
+    assert lama.window(Options()).seen(Size(width, height)) == max(width, 256) * max(height, 256)
 
 
 async def test_calls_of_another_shape_take_their_own_turn(tmp_path: Path) -> None:

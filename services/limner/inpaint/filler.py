@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.core.card import ModelCard
+from limner.core.geometry import Size
 from limner.core.picture import Pixels
 from limner.core.placement import Placement
 from limner.engine.store import Store
@@ -52,6 +53,7 @@ class Window:
     least: int = 1  # neighbourhoods are at least this large, where the picture is
     step: int = 1  # neighbourhoods' sides are multiples of this, where the picture is that large: many are of one shape
     most_at_once: int = 1  # parts of one shape in one run
+    square: bool = False  # whether the model completes each part to a square, and so sees more than the part
 
     @property
     def side(self) -> int:
@@ -62,6 +64,11 @@ class Window:
     def stride(self) -> int:
         """The longest side of what is filled in one step, where there are several: each has its context too."""
         return min(self.block, int(self.side / self.context)) if self.context else self.block
+
+    def seen(self, part: Size) -> int:
+        """Return how many pixels the model sees of a part, which it fills up to `least`, or to a square."""
+        width, height = max(part.width, self.least), max(part.height, self.least)
+        return max(width, height) ** 2 if self.square else width * height
 
 
 class Filler(Protocol):

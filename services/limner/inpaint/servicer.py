@@ -59,17 +59,13 @@ class Admitted:
 
     catalog: Catalog
     name: str
-    least: int  # of the sides of what it sees
+    window: Window
 
     def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
-        pixels = sum(self.pixels(Size(part.hole.shape[1], part.hole.shape[0])) for part in parts)
+        pixels = sum(self.window.seen(Size(part.hole.shape[1], part.hole.shape[0])) for part in parts)
         with self.catalog.use(self.name, pixels=pixels) as model:
             fills: list[Pixels] = model.fill(parts, progress)
         return fills
-
-    def pixels(self, part: Size) -> int:
-        """Return how many pixels the model sees of a part; smaller ones than it takes are padded."""
-        return max(part.width, self.least) * max(part.height, self.least)
 
 
 class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
@@ -113,7 +109,7 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
         card = self._catalog.card(asked.model if asked.HasField("model") else None, "inpaint")
         options = options_from_proto(asked)
         window = self._models[card.name].window(options)
-        model = Admitted(self._catalog, card.name, window.least)
+        model = Admitted(self._catalog, card.name, window)
 
         def decode(job: Job) -> Input:
             picture = picture_from_proto(request.image, self._limits)
@@ -127,7 +123,7 @@ class InpaintServicer(inpaint_pb2_grpc.InpaintServiceServicer):
                 resize_limit=asked.resize_limit_px if asked.HasField("resize_limit_px") else None,
             )
             parts = tuple(region.part(window) for region in how.regions)
-            self._catalog.admit(card.name, max(map(model.pixels, parts)))
+            self._catalog.admit(card.name, max(map(window.seen, parts)))
             device = self._catalog.placement(card.name).device
             most = most_at_once(window, parts, device, self._max_batch)
             return Input(picture, mask, replace(options, seed=job.seed), how, parts, most)

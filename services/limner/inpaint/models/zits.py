@@ -68,7 +68,7 @@ CARD = ModelCard(
 
 def window(options: Options) -> Window:
     """Return at most 512 × 512 pixels, the largest that the published weights were trained with."""
-    return Window(256, 128, parts=STAGES, context=3.0, least=256, step=64, most_at_once=2)
+    return Window(256, 128, parts=STAGES, context=3.0, least=256, step=64, most_at_once=2, square=True)
 
 
 def load(placement: Placement, store: Store) -> Filler:
