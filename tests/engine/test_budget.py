@@ -254,7 +254,7 @@ def test_a_default_that_is_not_installed_is_told_in_reason_and_log(make_catalog,
 def install(catalog, name, files, **record):
     """Leave a model in the store as the importer does."""
     folder = catalog.store.folder(catalog.card(name))
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         (folder / file).write_bytes(content)
     record["files"] = {file: {"digest": f"sha256:{content.hex()}"} for file, content in files.items()}
@@ -277,3 +277,14 @@ def test_the_digest_is_that_of_the_file_that_is_served(make_catalog, sources):
     served = Catalog(sources, defaults={}, server="inpaint", config=ServerConfig(), store=catalog.store, machine=vnni)
     assert served.placement("a").precision == "int8"
     assert served.digest("a") == "02"
+
+
+def test_a_loaded_model_keeps_its_digest_when_its_files_are_made_anew(make_catalog, sources):
+    sources["a"].CARD = replace(sources["a"].CARD, exports=("network.onnx",))
+    catalog = make_catalog(1000)
+    install(catalog, "a", {"network.onnx": b"\1"})
+    catalog.get("a")
+    install(catalog, "a", {"network.onnx": b"\2"})
+    assert catalog.digest("a") == "01"
+    catalog.unload("a")
+    assert catalog.digest("a") == "02"

@@ -62,6 +62,21 @@ def square(side):
     return {"x": np.random.default_rng(side).random((1, 3, side, side), np.float32)}
 
 
+def test_a_network_whose_file_went_is_told_when_it_is_to_be_compiled_anew(network, tmp_path):
+    path = tmp_path / "network.onnx"
+    path.write_bytes(long_network(network))
+    session = open_session(path, OPENVINO)
+
+    def check():
+        raise Cancelled("the caller cancelled the call")
+
+    with pytest.raises(Cancelled):
+        session.run(square(640), check=check)
+    path.unlink()
+    with pytest.raises(BadArgument, match="OpenVINO can't run this network"):
+        session.run(square(8))
+
+
 @ENGINES
 def test_a_run_is_given_up_in_the_middle_and_the_session_goes_on(placement, network):
     session = open_session(long_network(network), placement)

@@ -63,6 +63,7 @@ class _Loaded:
 
     model: Any
     placement: Placement
+    digest: str
     last_use: float  # of time.monotonic()
 
 
@@ -150,6 +151,8 @@ class Catalog:
         card = self.card(name)
         if card.digest or not card.exports:
             return card.digest
+        if (loaded := self._loaded.get(name)) is not None:  # also after the files were made anew
+            return loaded.digest
         try:
             names = self._file_names(card)
         except (BadArgument, ModelNotInstalled):
@@ -214,7 +217,7 @@ class Catalog:
     def _load(self, card: ModelCard, placement: Placement, pixels: int, job: Job | None) -> None:
         """Load a model that isn't. The stage of a network has three steps: room is made, weights are read and compiled,
         it has run once."""
-        began = time.perf_counter()
+        began, digest = time.perf_counter(), self.digest(card.name)
         at_once = placement.precision == "native"
         with nullcontext(lambda done: None) if job is None or at_once else job.stage("load", 3) as step:
             self._make_room(card, placement, pixels)
@@ -222,7 +225,7 @@ class Catalog:
                 model = self._budget.measure(
                     card, placement, lambda: self._models[card.name].load(placement, self.store), step
                 )
-        self._loaded[card.name] = _Loaded(model, placement, time.monotonic())
+        self._loaded[card.name] = _Loaded(model, placement, digest, time.monotonic())
         _log.info(
             "loaded %s in %.1f s, %d MiB: %s, %s, %s (%s)",
             card.name,

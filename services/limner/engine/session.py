@@ -186,17 +186,17 @@ class OpenVinoSession(Session):
         }
         self._core = openvino.Core()
         self._seconds_per_value = 0.0  # of the inputs; of the last run that ended well
-        try:
-            self._compile()
-        except RuntimeError as error:
-            raise _cannot_run("OpenVINO", error) from error
+        self._compile()
         self.input_names = [port.any_name for port in self._compiled.inputs]
         self.output_names = [port.any_name for port in self._compiled.outputs]
 
     def _compile(self) -> None:
         began = time.monotonic()
-        self._compiled = self._core.compile_model(self._core.read_model(self._model), "CPU", self._settings)
-        self._request = self._compiled.create_infer_request()
+        try:
+            self._compiled = self._core.compile_model(self._core.read_model(self._model), "CPU", self._settings)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise _cannot_run("OpenVINO", error) from error
         self._compile_s = time.monotonic() - began
 
     def _run(self, inputs: dict[str, NDArray[Any]], check: Check | None) -> list[NDArray[Any]]:
