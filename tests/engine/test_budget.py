@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from dataclasses import replace
@@ -201,6 +202,24 @@ def test_memory_that_runs_out_while_loading_is_told_and_the_server_goes_on(make_
     sources["known"].fails = None
     catalog.get("known")
     assert loaded(catalog) == ["a", "known"]
+
+
+def test_what_a_failed_load_left_does_not_refuse_the_next(make_catalog, monkeypatch):
+    def run_out(self):
+        raise MemoryError
+
+    catalog = make_catalog(1000)
+    total = memory.in_use() + 120 * MIB
+    monkeypatch.setattr(memory, "free", lambda device="cpu": max(total - memory.in_use(), 0))
+    gc.disable()
+    try:
+        with monkeypatch.context() as first:
+            first.setattr(Network, "warm_up", run_out)
+            with pytest.raises(OutOfMemory):
+                catalog.get("known", pixels=PIXELS)
+        catalog.get("known", pixels=PIXELS)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OutOfMemory("the process was ended", metadata={"pid": "7"})])

@@ -244,6 +244,9 @@ class Catalog:
             return
         room = self._budget.room(self._held(), between_calls=True)
         if need.all_bytes > room:
+            memory.collect()  # what a load or a call that failed left may wait for it
+            room = self._budget.room(self._held(), between_calls=True)
+        if need.all_bytes > room:
             raise self._budget.shortage(card, need, room, self._setting)
         others = {name: takes for name in self._loaded if (takes := self._takes(name)) and name != card.name}
         for name in sorted(others, key=lambda name: self._loaded[name].last_use):
