@@ -258,7 +258,7 @@ def test_loading_is_a_stage_of_the_call_that_needs_it(make_catalog):
 
 def test_a_default_that_is_not_installed_is_told_in_reason_and_log(make_catalog, sources, caplog):
     sources["a"].CARD = replace(sources["a"].CARD, exports=("network.onnx",))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "limner.models"):
         catalog = make_catalog(1000, {"inpaint": "a"})
     note = "b is the default as long as a is not installed (limner models pull a)"
     assert note in caplog.text

@@ -100,7 +100,7 @@ class Catalog:
         self._budget = Budget(config.memory_budget_mb << 20, resolve(config.device, self._machine))
         for task in self._defaults:
             if note := self._stands_in(self.card(None, task)):
-                _log.warning("%s: %s", task, note)
+                _log.info("%s: %s", task, note)
 
     def card(self, name: str | None = None, task: str | None = None) -> ModelCard:
         """Return the card of `name`, or of the task's default if `name` is None or empty.
