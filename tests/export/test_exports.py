@@ -13,3 +13,13 @@ def test_every_card_with_exports_has_just_these_made_of_its_files():
         assert tuple(export.onnx for export in EXPORTS[name]) == card.exports
         assert {export.file for export in EXPORTS[name]} == {file.name for file in card.files}
         assert all(export.inputs().keys() >= export.dynamic.keys() - set(export.outputs) for export in EXPORTS[name])
+
+
+def test_every_card_with_exports_says_what_its_network_takes():
+    """Until a model was loaded and measured, calls are admitted by these figures."""
+    for offer in gather()[0]:
+        if offer.card.exports:
+            assert offer.card.memory_estimate_bytes > 16 << 20, offer.card.name
+            assert 500 < offer.card.memory_per_pixel_bytes < 20_000, offer.card.name
+            assert offer.card.size_multiple > 1, offer.card.name
+            assert offer.card.minimum_side > 1, offer.card.name
