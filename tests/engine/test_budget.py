@@ -12,7 +12,9 @@ import pytest
 
 from limner.core.card import ModelCard
 from limner.core.errors import OutOfMemory
+from limner.core.placement import Placement
 from limner.engine import memory
+from limner.engine.budget import Budget
 from limner.engine.catalog import Catalog, State
 from limner.engine.machine import Machine
 from limner.engine.store import Store
@@ -307,3 +309,10 @@ def test_a_loaded_model_keeps_its_digest_when_its_files_are_made_anew(make_catal
     assert catalog.digest("a") == "01"
     catalog.unload("a")
     assert catalog.digest("a") == "02"
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 1.0), ("bf16", 0.5)])
+def test_a_network_takes_what_its_files_have_at_least(sources, precision, share):
+    budget, placement = Budget(1 << 40), Placement("cpu", precision, "openvino", "")
+    budget.measure(sources["a"].CARD, placement, 200 * MIB, object, lambda step: None)  # the process doesn't grow by it
+    assert budget.measured("a").loaded_bytes == 200 * MIB * share

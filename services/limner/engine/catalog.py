@@ -223,7 +223,11 @@ class Catalog:
             self._make_room(card, placement, pixels)
             with self._running_out(card.name, pixels, "being loaded"):
                 model = self._budget.measure(
-                    card, placement, lambda: self._models[card.name].load(placement, self.store), step
+                    card,
+                    placement,
+                    self._file_bytes(card, placement),
+                    lambda: self._models[card.name].load(placement, self.store),
+                    step,
                 )
         self._loaded[card.name] = _Loaded(model, placement, digest, time.monotonic())
         _log.info(
@@ -270,9 +274,12 @@ class Catalog:
         return self._need(self.card(name), loaded.placement, 0).loaded_bytes if loaded else 0
 
     def _need(self, card: ModelCard, placement: Placement, pixels: int) -> Need:
+        return self._budget.need(card, placement, self._file_bytes(card, placement), pixels)
+
+    def _file_bytes(self, card: ModelCard, placement: Placement) -> int:
         names = self._file_names(card, placement) if card.exports else []
         files = [path for name in names if (path := self.store.folder(card) / name).is_file()]
-        return self._budget.need(card, placement, sum(path.stat().st_size for path in files), pixels)
+        return sum(path.stat().st_size for path in files)
 
     def _file_names(self, card: ModelCard, placement: Placement | None = None) -> list[str]:
         """Return the names of an exported model's files in the precision that is served."""
