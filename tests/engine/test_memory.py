@@ -39,6 +39,17 @@ def test_the_tightest_cgroup_of_version_2_counts_and_its_cached_files_as_free(ro
     assert memory.free(root=root) == 450 * MIB
 
 
+def test_files_that_were_read_count_as_free_and_those_that_are_mapped_do_not(root):
+    statistics = f"inactive_file {50 * MIB}\nactive_file {200 * MIB}\nfile_mapped {120 * MIB}\n"
+    write(root, "proc/self/cgroup", "0::/pod\n")
+    write(root, "sys/fs/cgroup/pod/memory.max", f"{1000 * MIB}\n")
+    write(root, "sys/fs/cgroup/pod/memory.current", f"{600 * MIB}\n")
+    write(root, "sys/fs/cgroup/pod/memory.stat", statistics)
+    assert memory.free(root=root) == 530 * MIB
+    write(root, "sys/fs/cgroup/pod/memory.stat", statistics.replace(f"{120 * MIB}", f"{300 * MIB}"))
+    assert memory.free(root=root) == 450 * MIB
+
+
 def test_the_cgroup_of_version_1_counts(root):
     write(root, "proc/self/cgroup", "5:cpu,cpuacct:/elsewhere\n4:memory:/pod\n")
     write(root, "sys/fs/cgroup/memory/pod/memory.limit_in_bytes", f"{1000 * MIB}\n")

@@ -109,18 +109,26 @@ def _field(path: Path, name: str) -> int | None:
 
 
 def _left(directory: Path) -> int | None:
-    """Return what one cgroup leaves, or None if it sets no limit. Cached files count as left: they go when needed."""
-    for limit_name, usage_name, cache_name in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    """Return what one cgroup leaves, or None if it sets no limit. Cached files count as left, as they go when needed;
+    of those in active use not as many as are mapped, which may be the libraries that run."""
+    for limit_name, usage_name, inactive, active, mapped in (
+        ("memory.max", "memory.current", "inactive_file", "active_file", "file_mapped"),
+        (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+            "total_active_file",
+            "total_mapped_file",
+        ),
     ):
         try:
             limit = int((directory / limit_name).read_text())
             usage = int((directory / usage_name).read_text())
-            statistics = (directory / "memory.stat").read_text().splitlines()
+            lines = (directory / "memory.stat").read_text().splitlines()
         except (OSError, ValueError):  # no such file, or `max`
             continue
-        cached = next((int(line.split()[1]) for line in statistics if line.split()[0] == cache_name), 0)
+        found = {name: int(value) for name, value in (line.split() for line in lines)}
+        cached = found.get(inactive, 0) + max(found.get(active, 0) - found.get(mapped, 0), 0)
         return max(limit - usage + cached, 0)
     return None
 
