@@ -30,7 +30,7 @@ CARD = ModelCard(
     size_multiple=SIDE,
     minimum_side=SIDE,
     precisions=("fp32", "bf16", "fp16", "int8"),
-    memory_estimate_bytes=64 << 20,
+    memory_estimate_bytes=128 << 20,
     memory_per_pixel_bytes=1700,
 )
 
