@@ -181,9 +181,14 @@ def test_a_device_that_is_not_there_is_refused_with_the_mend(machine, device, me
     ],
 )
 def test_a_precision_that_cannot_be_had_is_refused_with_the_mend(card, machine, device, precision, mend):
-    with pytest.raises(BadArgument, match=mend) as refused:
+    with pytest.raises(BadArgument, match=mend):
         place(card, machine, device=device, precision=precision)
-    assert refused.value.violations[0].field == "precision"
+
+
+def test_a_model_s_want_of_a_precision_is_no_fault_of_a_request():
+    with pytest.raises(BadArgument, match="sam runs in fp32") as refused:
+        place(FP32_ONLY, ZEN4, precision="bf16")
+    assert not refused.value.violations
 
 
 def test_a_network_without_any_engine_names_what_to_install():

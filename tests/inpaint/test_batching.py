@@ -191,12 +191,12 @@ async def test_no_more_parts_than_configured_are_filled_at_once(tmp_path: Path, 
 
 
 def test_on_a_cpu_large_parts_are_filled_one_by_one() -> None:
-    lama = Window(512, 256, context=3.0, least=256, step=64, most_at_once=4)
-    for side, count in ((256, 4), (320, 2), (512, 1), (1024, 1)):
-        assert most_at_once(lama, [Size(256, 256), Size(side, side)], "cpu", 0) == count
-        assert most_at_once(lama, [Size(side, side)], "cuda:0", 0) == 4
-    assert most_at_once(lama, [Size(256, 256)], "cpu", 3) == 3
-    assert most_at_once(lama, [Size(256, 256)], "cuda:0", 1) == 1
+    window = lama.window(Options())
+    for side, count in ((240, 4), (336, 2), (512, 1), (960, 1)):
+        assert most_at_once(window, [Size(240, 240), Size(side, side)], "cpu", 0) == count
+        assert most_at_once(window, [Size(side, side)], "cuda:0", 0) == 4
+    assert most_at_once(window, [Size(240, 240)], "cpu", 3) == 3
+    assert most_at_once(window, [Size(240, 240)], "cuda:0", 1) == 1
 
 
 @pytest.mark.parametrize(("width", "height"), [(256, 512), (320, 256), (96, 40)])
@@ -204,7 +204,7 @@ def test_a_part_counts_with_all_that_the_model_sees_of_it(width: int, height: in
     part = Part(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.bool_), Options())
     assert zits.window(Options()).seen(Size(width, height)) == zits._squared(part).hole.size
     assert migan.window(Options()).seen(Size(width, height)) == 512 * 512
-    assert lama.window(Options()).seen(Size(width, height)) == max(width, 256) * max(height, 256)
+    assert lama.window(Options()).seen(Size(width, height)) == max(width, 240) * max(height, 240)
 
 
 async def test_calls_of_another_shape_take_their_own_turn(tmp_path: Path) -> None:

@@ -79,8 +79,7 @@ def place(
         runs = [name for name, reason in absent.items() if not reason]
         raise BadArgument(
             f"{card.name} runs in {', '.join(runs) or 'nothing this machine has'}, not in {precision}: {why}; "
-            "set the server's precision to one of them, or to auto",
-            field="precision",
+            "set the server's precision to one of them, or to auto"
         )
     else:
         reason = f"{precision} was asked for"
@@ -116,8 +115,7 @@ def _choose(
     if not offered:
         raise BadArgument(
             f"{card.name} runs in {', '.join(card.precisions)}, which this machine can't: "
-            f"{'; '.join(absent[name] for name in order)}",
-            field="precision",
+            f"{'; '.join(absent[name] for name in order)}"
         )
     slow = {"int8"} if device == "cpu" and not machine.int8_unit else set()
     best = next((name for name in offered if name not in slow), offered[0])

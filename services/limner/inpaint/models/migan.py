@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from limner.core.card import ModelCard, WeightFile
 from limner.core.placement import Placement
-from limner.engine.networks import open_network
 from limner.engine.store import Store
-from limner.inpaint.filler import Filler, Options, Window
-from limner.inpaint.network import ImageMaskFiller
+from limner.inpaint.filler import Filler
+from limner.inpaint.models._square import NETWORK, PRECISIONS, SIDE, open_square, window
 
-NETWORK = "network.onnx"
-SIDE = 512
+__all__ = ["CARD", "load", "window"]
 
 CARD = ModelCard(
     name="migan",
@@ -29,17 +27,12 @@ CARD = ModelCard(
     tried=False,
     size_multiple=SIDE,
     minimum_side=SIDE,
-    precisions=("fp32", "bf16", "fp16", "int8"),
+    precisions=PRECISIONS,
     memory_estimate_bytes=128 << 20,
     memory_per_pixel_bytes=1700,
 )
 
 
-def window(options: Options) -> Window:
-    """Return what makes every neighbourhood 512 × 512 pixels, with the hole in its middle half."""
-    return Window(256, 128, context=3.0, least=SIDE, step=SIDE, most_at_once=4)
-
-
 def load(placement: Placement, store: Store) -> Filler:
     """Return the filler, with its network opened."""
-    return ImageMaskFiller(open_network(store, CARD, NETWORK, placement), square=SIDE)
+    return open_square(CARD, placement, store)

@@ -61,7 +61,7 @@ CARD = ModelCard(
     size_multiple=32,
     minimum_side=256,
     precisions=("fp32",),
-    memory_estimate_bytes=400 << 20,
+    memory_estimate_bytes=830 << 20,
     memory_per_pixel_bytes=4200,
 )
 
