@@ -49,10 +49,12 @@ def measure(store: Store, folder: Path, tell: Tell) -> list[Row]:
 
     Models that are not in the store get random weights there. `folder` holds the checkpoints of those that are.
     """
-    rows = []
+    rows: list[Row] = []
+    measured: set[object] = set()  # anime-lama's network is LaMa's
     for model, exports in EXPORTS.items():
-        if model not in MODELS or not _is_installed(store, model, folder, tell):
+        if exports[0].network in measured or not _is_installed(store, model, folder, tell):
             continue
+        measured.add(exports[0].network)
         for number, export in enumerate(exports):
             for inputs in _inputs(export):
                 rows += _rows(store, folder, model, number, inputs, tell)
