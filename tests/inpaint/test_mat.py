@@ -67,7 +67,6 @@ def test_parameters_are_the_published_ones(network: Mat) -> None:
     assert sum(values.numel() for values in network.parameters()) == 61_562_507
 
 
-@pytest.mark.timeout(240)  # half a minute on two idle cores
 def test_torch_and_the_exported_file_equal_the_original(
     network: Mat, cases: dict[str, Case], golden: dict[str, NDArray[np.float32]], tmp_path: Path
 ) -> None:

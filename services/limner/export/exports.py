@@ -61,39 +61,26 @@ def _lama(file: str) -> Export:
     )
 
 
+def _square(
+    file: str, network: Callable[[], nn.Module], wrap: Callable[[Any], nn.Module], prefixes: tuple[str, ...], side: int
+) -> Export:
+    return Export(
+        file=file,
+        onnx="network.onnx",
+        network=network,
+        prefixes=prefixes,
+        wrap=wrap,
+        inputs=lambda: {"image": torch.rand(1, 3, side, side), "mask": torch.rand(1, 1, side, side).round()},
+        outputs=("filled",),
+        dynamic={"image": {0: "batch"}, "mask": {0: "batch"}, "filled": {0: "batch"}},
+    )
+
+
 EXPORTS: dict[str, tuple[Export, ...]] = {
     "lama": (_lama("big-lama.pt"),),
     "anime-lama": (_lama("anime-manga-big-lama.pt"),),
-    "mat": (
-        Export(
-            file="Places_512_FullData_G.pth",
-            onnx="network.onnx",
-            network=mat.Mat,
-            prefixes=("",),
-            wrap=mat.MatFill,
-            inputs=lambda: {
-                "image": torch.rand(1, 3, mat.SIZE, mat.SIZE),
-                "mask": torch.rand(1, 1, mat.SIZE, mat.SIZE).round(),
-            },
-            outputs=("filled",),
-            dynamic={"image": {0: "batch"}, "mask": {0: "batch"}, "filled": {0: "batch"}},
-        ),
-    ),
-    "migan": (
-        Export(
-            file="migan_traced.pt",
-            onnx="network.onnx",
-            network=migan.Migan,
-            prefixes=("", "model.", "generator."),
-            wrap=migan.MiganFill,
-            inputs=lambda: {
-                "image": torch.rand(1, 3, migan.SIZE, migan.SIZE),
-                "mask": torch.zeros(1, 1, migan.SIZE, migan.SIZE),
-            },
-            outputs=("filled",),
-            dynamic={"image": {0: "batch"}, "mask": {0: "batch"}, "filled": {0: "batch"}},
-        ),
-    ),
+    "mat": (_square("Places_512_FullData_G.pth", mat.Mat, mat.MatFill, ("",), mat.SIZE),),
+    "migan": (_square("migan_traced.pt", migan.Migan, migan.MiganFill, ("", "model.", "generator."), migan.SIZE),),
     "zits": (
         Export(
             file="zits-wireframe-0717.pt",
