@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DiffusionServiceStub:
-    """Generates pictures.
+    """Generates and edits pictures.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,40 @@ class DiffusionServiceStub:
                 request_serializer=limner_dot_v1_dot_diffusion__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=limner_dot_v1_dot_diffusion__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Edit = channel.unary_stream(
+                '/limner.v1.DiffusionService/Edit',
+                request_serializer=limner_dot_v1_dot_diffusion__pb2.EditRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_diffusion__pb2.EditResponse.FromString,
+                _registered_method=True)
+        self.Outpaint = channel.unary_stream(
+                '/limner.v1.DiffusionService/Outpaint',
+                request_serializer=limner_dot_v1_dot_diffusion__pb2.OutpaintRequest.SerializeToString,
+                response_deserializer=limner_dot_v1_dot_diffusion__pb2.OutpaintResponse.FromString,
+                _registered_method=True)
 
 
 class DiffusionServiceServicer:
-    """Generates pictures.
+    """Generates and edits pictures.
     """
 
     def Generate(self, request, context):
         """Makes pictures from text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Edit(self, request, context):
+        """Changes a picture: what a mask covers, or, without a mask, all of it (image-to-image, variations). Pixels where the
+        mask is 0 come back bit-identical.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Outpaint(self, request, context):
+        """Extends a picture on any of its sides. The picture's own pixels come back bit-identical but for the seam that was
+        asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +87,16 @@ def add_DiffusionServiceServicer_to_server(servicer, server):
                     request_deserializer=limner_dot_v1_dot_diffusion__pb2.GenerateRequest.FromString,
                     response_serializer=limner_dot_v1_dot_diffusion__pb2.GenerateResponse.SerializeToString,
             ),
+            'Edit': grpc.unary_stream_rpc_method_handler(
+                    servicer.Edit,
+                    request_deserializer=limner_dot_v1_dot_diffusion__pb2.EditRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_diffusion__pb2.EditResponse.SerializeToString,
+            ),
+            'Outpaint': grpc.unary_stream_rpc_method_handler(
+                    servicer.Outpaint,
+                    request_deserializer=limner_dot_v1_dot_diffusion__pb2.OutpaintRequest.FromString,
+                    response_serializer=limner_dot_v1_dot_diffusion__pb2.OutpaintResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'limner.v1.DiffusionService', rpc_method_handlers)
@@ -70,7 +106,7 @@ def add_DiffusionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DiffusionService:
-    """Generates pictures.
+    """Generates and edits pictures.
     """
 
     @staticmethod
@@ -90,6 +126,60 @@ class DiffusionService:
             '/limner.v1.DiffusionService/Generate',
             limner_dot_v1_dot_diffusion__pb2.GenerateRequest.SerializeToString,
             limner_dot_v1_dot_diffusion__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Edit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/limner.v1.DiffusionService/Edit',
+            limner_dot_v1_dot_diffusion__pb2.EditRequest.SerializeToString,
+            limner_dot_v1_dot_diffusion__pb2.EditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Outpaint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/limner.v1.DiffusionService/Outpaint',
+            limner_dot_v1_dot_diffusion__pb2.OutpaintRequest.SerializeToString,
+            limner_dot_v1_dot_diffusion__pb2.OutpaintResponse.FromString,
             options,
             channel_credentials,
             insecure,

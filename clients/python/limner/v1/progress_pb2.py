@@ -26,13 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from limner.v1 import images_pb2 as limner_dot_v1_dot_images__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18limner/v1/progress.proto\x12\tlimner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16limner/v1/images.proto\"B\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\x12&\n\x03\x65ta\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"2\n\x07Started\x12\'\n\tplacement\x18\x01 \x01(\x0b\x32\x14.limner.v1.Placement\"N\n\tPlacement\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"c\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x12\n\nstep_count\x18\x03 \x01(\r\x12&\n\x03\x65ta\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"8\n\x07Preview\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\x12\x0c\n\x04step\x18\x02 \x01(\r\"a\n\x08\x46inished\x12\"\n\x07timings\x18\x01 \x03(\x0b\x32\x11.limner.v1.Timing\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\"D\n\x06Timing\x12\r\n\x05stage\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18limner/v1/progress.proto\x12\tlimner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16limner/v1/images.proto\"B\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\x12&\n\x03\x65ta\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"2\n\x07Started\x12\'\n\tplacement\x18\x01 \x01(\x0b\x32\x14.limner.v1.Placement\"N\n\tPlacement\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"c\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x12\n\nstep_count\x18\x03 \x01(\r\x12&\n\x03\x65ta\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"M\n\x07Preview\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x13\n\x0bimage_index\x18\x03 \x01(\r\"\xcd\x01\n\x08\x46inished\x12\"\n\x07timings\x18\x01 \x03(\x0b\x32\x11.limner.v1.Timing\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x37\n\nparameters\x18\x05 \x03(\x0b\x32#.limner.v1.Finished.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x06Timing\x12\r\n\x05stage\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'limner.v1.progress_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_FINISHED_PARAMETERSENTRY']._loaded_options = None
+  _globals['_FINISHED_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_QUEUED']._serialized_start=95
   _globals['_QUEUED']._serialized_end=161
   _globals['_STARTED']._serialized_start=163
@@ -42,9 +44,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROGRESS']._serialized_start=295
   _globals['_PROGRESS']._serialized_end=394
   _globals['_PREVIEW']._serialized_start=396
-  _globals['_PREVIEW']._serialized_end=452
-  _globals['_FINISHED']._serialized_start=454
-  _globals['_FINISHED']._serialized_end=551
-  _globals['_TIMING']._serialized_start=553
-  _globals['_TIMING']._serialized_end=621
+  _globals['_PREVIEW']._serialized_end=473
+  _globals['_FINISHED']._serialized_start=476
+  _globals['_FINISHED']._serialized_end=681
+  _globals['_FINISHED_PARAMETERSENTRY']._serialized_start=632
+  _globals['_FINISHED_PARAMETERSENTRY']._serialized_end=681
+  _globals['_TIMING']._serialized_start=683
+  _globals['_TIMING']._serialized_end=751
 # @@protoc_insertion_point(module_scope)

@@ -26,6 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from limner.v1 import diffusion_pb2 as limner_dot_v1_dot_diffusion__pb2
 from limner.v1 import images_pb2 as limner_dot_v1_dot_images__pb2
 from limner.v1 import postprocess_pb2 as limner_dot_v1_dot_postprocess__pb2
 from limner.v1 import progress_pb2 as limner_dot_v1_dot_progress__pb2
@@ -33,7 +34,7 @@ from limner.v1 import inpaint_pb2 as limner_dot_v1_dot_inpaint__pb2
 from limner.v1 import segment_pb2 as limner_dot_v1_dot_segment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limner/v1/router.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16limner/v1/images.proto\x1a\x1blimner/v1/postprocess.proto\x1a\x18limner/v1/progress.proto\x1a\x17limner/v1/inpaint.proto\x1a\x17limner/v1/segment.proto\"\x89\x03\n\nRunRequest\x12+\n\x08pipeline\x18\x01 \x01(\x0b\x32\x13.limner.v1.PipelineB\x04\xe2\x41\x01\x02\x12\x37\n\x06inputs\x18\x02 \x03(\x0b\x32!.limner.v1.RunRequest.InputsEntryB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x64\x65tached\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12/\n\x06linger\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rintermediates\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12%\n\x12inline_limit_bytes\x18\x08 \x01(\x04\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x1a?\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.limner.v1.Image:\x02\x38\x01\x42\x15\n\x13_inline_limit_bytes\"G\n\x08Pipeline\x12$\n\x05steps\x18\x01 \x03(\x0b\x32\x0f.limner.v1.StepB\x04\xe2\x41\x01\x02\x12\x15\n\x07outputs\x18\x02 \x03(\tB\x04\xe2\x41\x01\x01\"\xe6\x02\n\x04Step\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x06output\x18\x02 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12)\n\x07inpaint\x18\x03 \x01(\x0b\x32\x16.limner.v1.InpaintStepH\x00\x12)\n\x07segment\x18\x04 \x01(\x0b\x32\x16.limner.v1.SegmentStepH\x00\x12<\n\x11remove_background\x18\x05 \x01(\x0b\x32\x1f.limner.v1.RemoveBackgroundStepH\x00\x12)\n\x07upscale\x18\x06 \x01(\x0b\x32\x16.limner.v1.UpscaleStepH\x00\x12#\n\x04mask\x18\x07 \x01(\x0b\x32\x13.limner.v1.MaskStepH\x00\x12)\n\x07\x63onvert\x18\x08 \x01(\x0b\x32\x16.limner.v1.ConvertStepH\x00\x42\x0b\n\toperation\"h\n\x0bInpaintStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04mask\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x03 \x01(\x0b\x32\x19.limner.v1.InpaintOptionsB\x04\xe2\x41\x01\x01\"T\n\x0bSegmentStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.SegmentOptionsB\x04\xe2\x41\x01\x02\"f\n\x14RemoveBackgroundStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x39\n\x07options\x18\x02 \x01(\x0b\x32\".limner.v1.RemoveBackgroundOptionsB\x04\xe2\x41\x01\x01\"T\n\x0bUpscaleStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.UpscaleOptionsB\x04\xe2\x41\x01\x01\"R\n\x08MaskStep\x12\x13\n\x05masks\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\x12\x31\n\x07options\x18\x02 \x01(\x0b\x32\x1a.limner.v1.EditMaskOptionsB\x04\xe2\x41\x01\x01\"\"\n\x0b\x43onvertStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\xfe\x03\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x03 \x01(\t\x12*\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x0b\x32\x16.limner.v1.RunAcceptedH\x00\x12#\n\x06queued\x18\x05 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x06 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x07 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x08 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12)\n\x07retried\x18\t \x01(\x0b\x32\x16.limner.v1.StepRetriedH\x00\x12\'\n\x06result\x18\n \x01(\x0b\x32\x15.limner.v1.StepResultH\x00\x12\'\n\x08\x66inished\x18\x0b \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x12.\n\x0crun_finished\x18\x0c \x01(\x0b\x32\x16.limner.v1.RunFinishedH\x00\x12*\n\nrun_failed\x18\r \x01(\x0b\x32\x14.limner.v1.RunFailedH\x00\x42\x07\n\x05\x65vent\",\n\x0bRunAccepted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\t\".\n\x0bStepRetried\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"p\n\nStepResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.limner.v1.ResultKind\x12\x12\n\x05score\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\":\n\x0bRunFinished\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\".\n\tRunFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"1\n\x0bRunResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.limner.v1.RunEvent\"E\n\x0fWatchRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x01\"6\n\x10WatchRunResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.limner.v1.RunEvent\"(\n\x10\x43\x61ncelRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"&\n\x11\x43\x61ncelRunResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x12\n\x10GetStatusRequest\"\x96\x01\n\x11GetStatusResponse\x12(\n\x07servers\x18\x01 \x03(\x0b\x32\x17.limner.v1.ServerStatus\x12\x18\n\x10\x61\x63tive_run_count\x18\x02 \x01(\r\x12\x12\n\nblob_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x62lob_quota_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\"Y\n\x0cServerStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x19\n\x11\x61\x63tive_call_count\x18\x04 \x01(\r*V\n\nResultKind\x12\x1b\n\x17RESULT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11RESULT_KIND_IMAGE\x10\x01\x12\x14\n\x10RESULT_KIND_MASK\x10\x02\x32\x9e\x02\n\rRouterService\x12\x36\n\x03Run\x12\x15.limner.v1.RunRequest\x1a\x16.limner.v1.RunResponse0\x01\x12\x45\n\x08WatchRun\x12\x1a.limner.v1.WatchRunRequest\x1a\x1b.limner.v1.WatchRunResponse0\x01\x12\x46\n\tCancelRun\x12\x1b.limner.v1.CancelRunRequest\x1a\x1c.limner.v1.CancelRunResponse\x12\x46\n\tGetStatus\x12\x1b.limner.v1.GetStatusRequest\x1a\x1c.limner.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limner/v1/router.proto\x12\tlimner.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19limner/v1/diffusion.proto\x1a\x16limner/v1/images.proto\x1a\x1blimner/v1/postprocess.proto\x1a\x18limner/v1/progress.proto\x1a\x17limner/v1/inpaint.proto\x1a\x17limner/v1/segment.proto\"\x89\x03\n\nRunRequest\x12+\n\x08pipeline\x18\x01 \x01(\x0b\x32\x13.limner.v1.PipelineB\x04\xe2\x41\x01\x02\x12\x37\n\x06inputs\x18\x02 \x03(\x0b\x32!.limner.v1.RunRequest.InputsEntryB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x64\x65tached\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12/\n\x06linger\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x16\n\x08previews\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rintermediates\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12%\n\x12inline_limit_bytes\x18\x08 \x01(\x04\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x1a?\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.limner.v1.Image:\x02\x38\x01\x42\x15\n\x13_inline_limit_bytes\"G\n\x08Pipeline\x12$\n\x05steps\x18\x01 \x03(\x0b\x32\x0f.limner.v1.StepB\x04\xe2\x41\x01\x02\x12\x15\n\x07outputs\x18\x02 \x03(\tB\x04\xe2\x41\x01\x01\"\xe5\x03\n\x04Step\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x06output\x18\x02 \x01(\x0b\x32\x18.limner.v1.OutputOptionsB\x04\xe2\x41\x01\x01\x12)\n\x07inpaint\x18\x03 \x01(\x0b\x32\x16.limner.v1.InpaintStepH\x00\x12)\n\x07segment\x18\x04 \x01(\x0b\x32\x16.limner.v1.SegmentStepH\x00\x12<\n\x11remove_background\x18\x05 \x01(\x0b\x32\x1f.limner.v1.RemoveBackgroundStepH\x00\x12)\n\x07upscale\x18\x06 \x01(\x0b\x32\x16.limner.v1.UpscaleStepH\x00\x12#\n\x04mask\x18\x07 \x01(\x0b\x32\x13.limner.v1.MaskStepH\x00\x12)\n\x07\x63onvert\x18\x08 \x01(\x0b\x32\x16.limner.v1.ConvertStepH\x00\x12+\n\x08generate\x18\t \x01(\x0b\x32\x17.limner.v1.GenerateStepH\x00\x12#\n\x04\x65\x64it\x18\n \x01(\x0b\x32\x13.limner.v1.EditStepH\x00\x12+\n\x08outpaint\x18\x0b \x01(\x0b\x32\x17.limner.v1.OutpaintStepH\x00\x42\x0b\n\toperation\"h\n\x0bInpaintStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04mask\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x07options\x18\x03 \x01(\x0b\x32\x19.limner.v1.InpaintOptionsB\x04\xe2\x41\x01\x01\"T\n\x0bSegmentStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.SegmentOptionsB\x04\xe2\x41\x01\x02\"f\n\x14RemoveBackgroundStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x39\n\x07options\x18\x02 \x01(\x0b\x32\".limner.v1.RemoveBackgroundOptionsB\x04\xe2\x41\x01\x01\"T\n\x0bUpscaleStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x19.limner.v1.UpscaleOptionsB\x04\xe2\x41\x01\x01\"R\n\x08MaskStep\x12\x13\n\x05masks\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\x12\x31\n\x07options\x18\x02 \x01(\x0b\x32\x1a.limner.v1.EditMaskOptionsB\x04\xe2\x41\x01\x01\"\"\n\x0b\x43onvertStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"W\n\x0cGenerateStep\x12\x14\n\x06prompt\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x31\n\x07options\x18\x02 \x01(\x0b\x32\x1a.limner.v1.GenerateOptionsB\x04\xe2\x41\x01\x01\"x\n\x08\x45\x64itStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04mask\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x07options\x18\x04 \x01(\x0b\x32\x16.limner.v1.EditOptionsB\x04\xe2\x41\x01\x01\"l\n\x0cOutpaintStep\x12\x13\n\x05image\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x07options\x18\x03 \x01(\x0b\x32\x1a.limner.v1.OutpaintOptionsB\x04\xe2\x41\x01\x02\"\xfe\x03\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x03 \x01(\t\x12*\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x0b\x32\x16.limner.v1.RunAcceptedH\x00\x12#\n\x06queued\x18\x05 \x01(\x0b\x32\x11.limner.v1.QueuedH\x00\x12%\n\x07started\x18\x06 \x01(\x0b\x32\x12.limner.v1.StartedH\x00\x12\'\n\x08progress\x18\x07 \x01(\x0b\x32\x13.limner.v1.ProgressH\x00\x12%\n\x07preview\x18\x08 \x01(\x0b\x32\x12.limner.v1.PreviewH\x00\x12)\n\x07retried\x18\t \x01(\x0b\x32\x16.limner.v1.StepRetriedH\x00\x12\'\n\x06result\x18\n \x01(\x0b\x32\x15.limner.v1.StepResultH\x00\x12\'\n\x08\x66inished\x18\x0b \x01(\x0b\x32\x13.limner.v1.FinishedH\x00\x12.\n\x0crun_finished\x18\x0c \x01(\x0b\x32\x16.limner.v1.RunFinishedH\x00\x12*\n\nrun_failed\x18\r \x01(\x0b\x32\x14.limner.v1.RunFailedH\x00\x42\x07\n\x05\x65vent\",\n\x0bRunAccepted\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\t\".\n\x0bStepRetried\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x85\x01\n\nStepResult\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.limner.v1.Image\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.limner.v1.ResultKind\x12\x12\n\x05score\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bimage_index\x18\x04 \x01(\rB\x08\n\x06_score\":\n\x0bRunFinished\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\".\n\tRunFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"1\n\x0bRunResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.limner.v1.RunEvent\"E\n\x0fWatchRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x01\"6\n\x10WatchRunResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.limner.v1.RunEvent\"(\n\x10\x43\x61ncelRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"&\n\x11\x43\x61ncelRunResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x12\n\x10GetStatusRequest\"\x96\x01\n\x11GetStatusResponse\x12(\n\x07servers\x18\x01 \x03(\x0b\x32\x17.limner.v1.ServerStatus\x12\x18\n\x10\x61\x63tive_run_count\x18\x02 \x01(\r\x12\x12\n\nblob_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x62lob_quota_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\"Y\n\x0cServerStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x19\n\x11\x61\x63tive_call_count\x18\x04 \x01(\r*V\n\nResultKind\x12\x1b\n\x17RESULT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11RESULT_KIND_IMAGE\x10\x01\x12\x14\n\x10RESULT_KIND_MASK\x10\x02\x32\x9e\x02\n\rRouterService\x12\x36\n\x03Run\x12\x15.limner.v1.RunRequest\x1a\x16.limner.v1.RunResponse0\x01\x12\x45\n\x08WatchRun\x12\x1a.limner.v1.WatchRunRequest\x1a\x1b.limner.v1.WatchRunResponse0\x01\x12\x46\n\tCancelRun\x12\x1b.limner.v1.CancelRunRequest\x1a\x1c.limner.v1.CancelRunResponse\x12\x46\n\tGetStatus\x12\x1b.limner.v1.GetStatusRequest\x1a\x1c.limner.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNREQUEST'].fields_by_name['pipeline']._loaded_options = None
   _globals['_RUNREQUEST'].fields_by_name['pipeline']._serialized_options = b'\342A\001\002'
   _globals['_RUNREQUEST'].fields_by_name['inputs']._loaded_options = None
-  _globals['_RUNREQUEST'].fields_by_name['inputs']._serialized_options = b'\342A\001\002'
+  _globals['_RUNREQUEST'].fields_by_name['inputs']._serialized_options = b'\342A\001\001'
   _globals['_RUNREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RUNREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_RUNREQUEST'].fields_by_name['detached']._loaded_options = None
@@ -90,62 +91,86 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MASKSTEP'].fields_by_name['options']._serialized_options = b'\342A\001\001'
   _globals['_CONVERTSTEP'].fields_by_name['image']._loaded_options = None
   _globals['_CONVERTSTEP'].fields_by_name['image']._serialized_options = b'\342A\001\001'
+  _globals['_GENERATESTEP'].fields_by_name['prompt']._loaded_options = None
+  _globals['_GENERATESTEP'].fields_by_name['prompt']._serialized_options = b'\342A\001\002'
+  _globals['_GENERATESTEP'].fields_by_name['options']._loaded_options = None
+  _globals['_GENERATESTEP'].fields_by_name['options']._serialized_options = b'\342A\001\001'
+  _globals['_EDITSTEP'].fields_by_name['image']._loaded_options = None
+  _globals['_EDITSTEP'].fields_by_name['image']._serialized_options = b'\342A\001\001'
+  _globals['_EDITSTEP'].fields_by_name['mask']._loaded_options = None
+  _globals['_EDITSTEP'].fields_by_name['mask']._serialized_options = b'\342A\001\001'
+  _globals['_EDITSTEP'].fields_by_name['prompt']._loaded_options = None
+  _globals['_EDITSTEP'].fields_by_name['prompt']._serialized_options = b'\342A\001\001'
+  _globals['_EDITSTEP'].fields_by_name['options']._loaded_options = None
+  _globals['_EDITSTEP'].fields_by_name['options']._serialized_options = b'\342A\001\001'
+  _globals['_OUTPAINTSTEP'].fields_by_name['image']._loaded_options = None
+  _globals['_OUTPAINTSTEP'].fields_by_name['image']._serialized_options = b'\342A\001\001'
+  _globals['_OUTPAINTSTEP'].fields_by_name['prompt']._loaded_options = None
+  _globals['_OUTPAINTSTEP'].fields_by_name['prompt']._serialized_options = b'\342A\001\001'
+  _globals['_OUTPAINTSTEP'].fields_by_name['options']._loaded_options = None
+  _globals['_OUTPAINTSTEP'].fields_by_name['options']._serialized_options = b'\342A\001\002'
   _globals['_WATCHRUNREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_WATCHRUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\342A\001\002'
   _globals['_WATCHRUNREQUEST'].fields_by_name['after_sequence']._loaded_options = None
   _globals['_WATCHRUNREQUEST'].fields_by_name['after_sequence']._serialized_options = b'\342A\001\001'
   _globals['_CANCELRUNREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_CANCELRUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\342A\001\002'
-  _globals['_RESULTKIND']._serialized_start=2974
-  _globals['_RESULTKIND']._serialized_end=3060
-  _globals['_RUNREQUEST']._serialized_start=290
-  _globals['_RUNREQUEST']._serialized_end=683
-  _globals['_RUNREQUEST_INPUTSENTRY']._serialized_start=597
-  _globals['_RUNREQUEST_INPUTSENTRY']._serialized_end=660
-  _globals['_PIPELINE']._serialized_start=685
-  _globals['_PIPELINE']._serialized_end=756
-  _globals['_STEP']._serialized_start=759
-  _globals['_STEP']._serialized_end=1117
-  _globals['_INPAINTSTEP']._serialized_start=1119
-  _globals['_INPAINTSTEP']._serialized_end=1223
-  _globals['_SEGMENTSTEP']._serialized_start=1225
-  _globals['_SEGMENTSTEP']._serialized_end=1309
-  _globals['_REMOVEBACKGROUNDSTEP']._serialized_start=1311
-  _globals['_REMOVEBACKGROUNDSTEP']._serialized_end=1413
-  _globals['_UPSCALESTEP']._serialized_start=1415
-  _globals['_UPSCALESTEP']._serialized_end=1499
-  _globals['_MASKSTEP']._serialized_start=1501
-  _globals['_MASKSTEP']._serialized_end=1583
-  _globals['_CONVERTSTEP']._serialized_start=1585
-  _globals['_CONVERTSTEP']._serialized_end=1619
-  _globals['_RUNEVENT']._serialized_start=1622
-  _globals['_RUNEVENT']._serialized_end=2132
-  _globals['_RUNACCEPTED']._serialized_start=2134
-  _globals['_RUNACCEPTED']._serialized_end=2178
-  _globals['_STEPRETRIED']._serialized_start=2180
-  _globals['_STEPRETRIED']._serialized_end=2226
-  _globals['_STEPRESULT']._serialized_start=2228
-  _globals['_STEPRESULT']._serialized_end=2340
-  _globals['_RUNFINISHED']._serialized_start=2342
-  _globals['_RUNFINISHED']._serialized_end=2400
-  _globals['_RUNFAILED']._serialized_start=2402
-  _globals['_RUNFAILED']._serialized_end=2448
-  _globals['_RUNRESPONSE']._serialized_start=2450
-  _globals['_RUNRESPONSE']._serialized_end=2499
-  _globals['_WATCHRUNREQUEST']._serialized_start=2501
-  _globals['_WATCHRUNREQUEST']._serialized_end=2570
-  _globals['_WATCHRUNRESPONSE']._serialized_start=2572
-  _globals['_WATCHRUNRESPONSE']._serialized_end=2626
-  _globals['_CANCELRUNREQUEST']._serialized_start=2628
-  _globals['_CANCELRUNREQUEST']._serialized_end=2668
-  _globals['_CANCELRUNRESPONSE']._serialized_start=2670
-  _globals['_CANCELRUNRESPONSE']._serialized_end=2708
-  _globals['_GETSTATUSREQUEST']._serialized_start=2710
-  _globals['_GETSTATUSREQUEST']._serialized_end=2728
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2731
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2881
-  _globals['_SERVERSTATUS']._serialized_start=2883
-  _globals['_SERVERSTATUS']._serialized_end=2972
-  _globals['_ROUTERSERVICE']._serialized_start=3063
-  _globals['_ROUTERSERVICE']._serialized_end=3349
+  _globals['_RESULTKIND']._serialized_start=3471
+  _globals['_RESULTKIND']._serialized_end=3557
+  _globals['_RUNREQUEST']._serialized_start=317
+  _globals['_RUNREQUEST']._serialized_end=710
+  _globals['_RUNREQUEST_INPUTSENTRY']._serialized_start=624
+  _globals['_RUNREQUEST_INPUTSENTRY']._serialized_end=687
+  _globals['_PIPELINE']._serialized_start=712
+  _globals['_PIPELINE']._serialized_end=783
+  _globals['_STEP']._serialized_start=786
+  _globals['_STEP']._serialized_end=1271
+  _globals['_INPAINTSTEP']._serialized_start=1273
+  _globals['_INPAINTSTEP']._serialized_end=1377
+  _globals['_SEGMENTSTEP']._serialized_start=1379
+  _globals['_SEGMENTSTEP']._serialized_end=1463
+  _globals['_REMOVEBACKGROUNDSTEP']._serialized_start=1465
+  _globals['_REMOVEBACKGROUNDSTEP']._serialized_end=1567
+  _globals['_UPSCALESTEP']._serialized_start=1569
+  _globals['_UPSCALESTEP']._serialized_end=1653
+  _globals['_MASKSTEP']._serialized_start=1655
+  _globals['_MASKSTEP']._serialized_end=1737
+  _globals['_CONVERTSTEP']._serialized_start=1739
+  _globals['_CONVERTSTEP']._serialized_end=1773
+  _globals['_GENERATESTEP']._serialized_start=1775
+  _globals['_GENERATESTEP']._serialized_end=1862
+  _globals['_EDITSTEP']._serialized_start=1864
+  _globals['_EDITSTEP']._serialized_end=1984
+  _globals['_OUTPAINTSTEP']._serialized_start=1986
+  _globals['_OUTPAINTSTEP']._serialized_end=2094
+  _globals['_RUNEVENT']._serialized_start=2097
+  _globals['_RUNEVENT']._serialized_end=2607
+  _globals['_RUNACCEPTED']._serialized_start=2609
+  _globals['_RUNACCEPTED']._serialized_end=2653
+  _globals['_STEPRETRIED']._serialized_start=2655
+  _globals['_STEPRETRIED']._serialized_end=2701
+  _globals['_STEPRESULT']._serialized_start=2704
+  _globals['_STEPRESULT']._serialized_end=2837
+  _globals['_RUNFINISHED']._serialized_start=2839
+  _globals['_RUNFINISHED']._serialized_end=2897
+  _globals['_RUNFAILED']._serialized_start=2899
+  _globals['_RUNFAILED']._serialized_end=2945
+  _globals['_RUNRESPONSE']._serialized_start=2947
+  _globals['_RUNRESPONSE']._serialized_end=2996
+  _globals['_WATCHRUNREQUEST']._serialized_start=2998
+  _globals['_WATCHRUNREQUEST']._serialized_end=3067
+  _globals['_WATCHRUNRESPONSE']._serialized_start=3069
+  _globals['_WATCHRUNRESPONSE']._serialized_end=3123
+  _globals['_CANCELRUNREQUEST']._serialized_start=3125
+  _globals['_CANCELRUNREQUEST']._serialized_end=3165
+  _globals['_CANCELRUNRESPONSE']._serialized_start=3167
+  _globals['_CANCELRUNRESPONSE']._serialized_end=3205
+  _globals['_GETSTATUSREQUEST']._serialized_start=3207
+  _globals['_GETSTATUSREQUEST']._serialized_end=3225
+  _globals['_GETSTATUSRESPONSE']._serialized_start=3228
+  _globals['_GETSTATUSRESPONSE']._serialized_end=3378
+  _globals['_SERVERSTATUS']._serialized_start=3380
+  _globals['_SERVERSTATUS']._serialized_end=3469
+  _globals['_ROUTERSERVICE']._serialized_start=3560
+  _globals['_ROUTERSERVICE']._serialized_end=3846
 # @@protoc_insertion_point(module_scope)

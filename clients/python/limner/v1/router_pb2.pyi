@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from limner.v1 import diffusion_pb2 as _diffusion_pb2
 from limner.v1 import images_pb2 as _images_pb2
 from limner.v1 import inpaint_pb2 as _inpaint_pb2
 from limner.v1 import postprocess_pb2 as _postprocess_pb2
@@ -108,7 +109,9 @@ class RunRequest(_message.Message):
 
     @_builtins.property
     def inputs(self) -> _containers.MessageMap[_builtins.str, _images_pb2.Image]:
-        """Pictures by name, at most 64; steps refer to these names. Usually one, `source`."""
+        """Pictures by name, at most 64; steps refer to these names. Usually one, `source`.
+        None are needed where every step takes from others or makes its own.
+        """
 
     @_builtins.property
     def linger(self) -> _duration_pb2.Duration:
@@ -184,6 +187,9 @@ class Step(_message.Message):
     UPSCALE_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
     CONVERT_FIELD_NUMBER: _builtins.int
+    GENERATE_FIELD_NUMBER: _builtins.int
+    EDIT_FIELD_NUMBER: _builtins.int
+    OUTPAINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, by which other steps refer to its result: letters, digits, `-` and `_`, at most 64, unlike any other
     step's and any input's.
@@ -216,6 +222,18 @@ class Step(_message.Message):
     def convert(self) -> Global___ConvertStep:
         """Encodes anew, as `output` says. Takes a picture, gives a picture."""
 
+    @_builtins.property
+    def generate(self) -> Global___GenerateStep:
+        """Makes pictures from text. Takes nothing, gives a picture."""
+
+    @_builtins.property
+    def edit(self) -> Global___EditStep:
+        """Changes a picture from text. Takes a picture and perhaps a mask, gives a picture."""
+
+    @_builtins.property
+    def outpaint(self) -> Global___OutpaintStep:
+        """Extends a picture. Takes a picture, gives a picture."""
+
     def __init__(
         self,
         *,
@@ -227,12 +245,15 @@ class Step(_message.Message):
         upscale: Global___UpscaleStep | None = ...,
         mask: Global___MaskStep | None = ...,
         convert: Global___ConvertStep | None = ...,
+        generate: Global___GenerateStep | None = ...,
+        edit: Global___EditStep | None = ...,
+        outpaint: Global___OutpaintStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["convert", b"convert", "inpaint", b"inpaint", "mask", b"mask", "operation", b"operation", "output", b"output", "remove_background", b"remove_background", "segment", b"segment", "upscale", b"upscale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["convert", b"convert", "edit", b"edit", "generate", b"generate", "inpaint", b"inpaint", "mask", b"mask", "operation", b"operation", "outpaint", b"outpaint", "output", b"output", "remove_background", b"remove_background", "segment", b"segment", "upscale", b"upscale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convert", b"convert", "inpaint", b"inpaint", "mask", b"mask", "name", b"name", "operation", b"operation", "output", b"output", "remove_background", b"remove_background", "segment", b"segment", "upscale", b"upscale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["convert", b"convert", "edit", b"edit", "generate", b"generate", "inpaint", b"inpaint", "mask", b"mask", "name", b"name", "operation", b"operation", "outpaint", b"outpaint", "output", b"output", "remove_background", b"remove_background", "segment", b"segment", "upscale", b"upscale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inpaint", "segment", "remove_background", "upscale", "mask", "convert"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inpaint", "segment", "remove_background", "upscale", "mask", "convert", "generate", "edit", "outpaint"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -407,6 +428,102 @@ class ConvertStep(_message.Message):
 Global___ConvertStep: _TypeAlias = ConvertStep  # noqa: Y015
 
 @_typing.final
+class GenerateStep(_message.Message):
+    """Makes pictures from text. If several are asked for, later steps take the first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """What the picture shows."""
+    @_builtins.property
+    def options(self) -> _diffusion_pb2.GenerateOptions:
+        """How to make it."""
+
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        options: _diffusion_pb2.GenerateOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "prompt", b"prompt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateStep: _TypeAlias = GenerateStep  # noqa: Y015
+
+@_typing.final
+class EditStep(_message.Message):
+    """Changes a picture from text. If several results are asked for, later steps take the first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """Name of the input or step that gives the picture. Default `source`."""
+    mask: _builtins.str
+    """Name of the input or step that gives the mask. Default: none, the whole picture is changed."""
+    prompt: _builtins.str
+    """What the picture shows afterwards. Default: empty."""
+    @_builtins.property
+    def options(self) -> _diffusion_pb2.EditOptions:
+        """How to change it."""
+
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        mask: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        options: _diffusion_pb2.EditOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "mask", b"mask", "options", b"options", "prompt", b"prompt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EditStep: _TypeAlias = EditStep  # noqa: Y015
+
+@_typing.final
+class OutpaintStep(_message.Message):
+    """Extends a picture. If several results are asked for, later steps take the first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """Name of the input or step that gives the picture. Default `source`."""
+    prompt: _builtins.str
+    """What the extended picture shows. Default: empty."""
+    @_builtins.property
+    def options(self) -> _diffusion_pb2.OutpaintOptions:
+        """How far on which sides, and how."""
+
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        options: _diffusion_pb2.OutpaintOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "options", b"options", "prompt", b"prompt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutpaintStep: _TypeAlias = OutpaintStep  # noqa: Y015
+
+@_typing.final
 class RunEvent(_message.Message):
     """One event of a run. Events of a run are numbered without gaps; a reader sees them in order."""
 
@@ -461,7 +578,9 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___StepResult:
-        """The step's result, if it is an output or intermediates were asked for."""
+        """The step's result, if it is an output or intermediates were asked for; one event for each picture of a step that
+        makes several.
+        """
 
     @_builtins.property
     def finished(self) -> _progress_pb2.Finished:
@@ -565,10 +684,13 @@ class StepResult(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    IMAGE_INDEX_FIELD_NUMBER: _builtins.int
     kind: Global___ResultKind.ValueType
     """What it is."""
     score: _builtins.float
     """How sure a segmentation is, 0 to 1."""
+    image_index: _builtins.int
+    """Which picture of the step it is, from 0, where several are made."""
     @_builtins.property
     def image(self) -> _images_pb2.Image:
         """The picture or mask; a blob id if it is larger than the inline limit."""
@@ -579,10 +701,11 @@ class StepResult(_message.Message):
         image: _images_pb2.Image | None = ...,
         kind: Global___ResultKind.ValueType = ...,
         score: _builtins.float | None = ...,
+        image_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "image", b"image", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "image", b"image", "kind", b"kind", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "image", b"image", "image_index", b"image_index", "kind", b"kind", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015

@@ -1,0 +1,53 @@
+"""The MMDiT of SD3 and SD3.5, as the step loop calls it (Esser et al., 2024): diffusers' layers, and a forward pass of
+our own that can leave layers out, give its last features, and begin from features that were predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+
+class Transformer(SD3Transformer2DModel):
+    """Loads like diffusers' class: from_config, from_pretrained."""
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        pooled: torch.Tensor,
+        *,
+        skip_layers: Collection[int] = (),
+        features: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return velocity and features.
+
+        `latents` is (batch, 16, height / 8, width / 8), `timestep` (batch,) in 0 .. 1000, `text` (batch, tokens,
+        joint_attention_dim), `pooled` (batch, pooled_projection_dim). The velocity is of the latents' shape; features
+        are what the last block gives, (batch, patches, width). With `features` no block is run: they stand for them.
+        """
+        height, width = latents.shape[-2:]
+        conditioning = self.time_text_embed(timestep, pooled)
+        if features is None:
+            features = self._features(latents, conditioning, text, skip_layers)
+        patches = self.proj_out(self.norm_out(features, conditioning))
+        return self._unpatched(patches, height, width), features
+
+    def _features(
+        self, latents: torch.Tensor, conditioning: torch.Tensor, text: torch.Tensor, skip_layers: Collection[int]
+    ) -> torch.Tensor:
+        features = self.pos_embed(latents).contiguous()
+        text = self.context_embedder(text)
+        for index, block in enumerate(self.transformer_blocks):
+            if index not in skip_layers:
+                text, features = block(hidden_states=features, encoder_hidden_states=text, temb=conditioning)
+        return features
+
+    def _unpatched(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        size = self.config.patch_size
+        rows, columns = height // size, width // size
+        grid = patches.reshape(-1, rows, columns, size, size, self.out_channels)
+        picture: torch.Tensor = grid.permute(0, 5, 1, 3, 2, 4)
+        return picture.reshape(-1, self.out_channels, height, width)
