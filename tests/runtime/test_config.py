@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ class InpaintConfig(ServerConfig):
     share: float = 0.5
     warm: bool = False
     ceiling: int | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -56,6 +58,15 @@ def test_the_environment_overrides_the_file(tmp_path):
     assert (config.warm, config.share, config.ceiling) == (True, 0.25, 9)
 
 
+def test_tables_are_read_from_the_file_and_as_pairs_from_the_environment(tmp_path):
+    path = written(tmp_path, '[inpaint]\nsources = { tiny = "/models/tiny" }\nshares = { a = 1, b = 0.5 }\n')
+    assert load(path).sources == {"tiny": "/models/tiny"}
+    assert load(path).shares == {"a": 1.0, "b": 0.5}
+    pairs = load(path, LIMNER_INPAINT_SOURCES="mine=owner/name, other = C:/a=b ,", LIMNER_INPAINT_SHARES="c=2")
+    assert pairs.sources == {"mine": "owner/name", "other": "C:/a=b"}  # the first = parts them
+    assert pairs.shares == {"c": 2.0}
+
+
 def test_what_kubernetes_puts_into_the_environment_is_not_taken_for_settings():
     config = load(
         LIMNER_INPAINT_PORT="tcp://10.0.0.1:7401",
@@ -92,6 +103,8 @@ def test_a_bad_setting_names_file_section_key_and_mend(tmp_path, text, words):
         ("LIMNER_INPAINT_PORT", "http", ["LIMNER_INPAINT_PORT", "'http'", "a whole number"]),
         ("LIMNER_INPAINT_WARM", "perhaps", ["true or false"]),
         ("LIMNER_INPAINT_QUEU_LIMIT", "1", ["LIMNER_INPAINT_QUEU_LIMIT", "did you mean queue_limit?"]),
+        ("LIMNER_INPAINT_SOURCES", "a=b,/models/tiny", ["'a=b,/models/tiny'", "give name=value,name=value"]),
+        ("LIMNER_INPAINT_SHARES", "a=many", ["LIMNER_INPAINT_SHARES", "'many'", "a number"]),
         ("LIMNER_INPAINT_LOG_LEVEL", "LOUD", ["LIMNER_INPAINT_LOG_LEVEL", '"DEBUG" or "INFO"']),
     ],
 )

@@ -86,7 +86,8 @@ def within(key: str, value: float, low: float, high: float) -> None:
 def load_config(section: str, kind: type[T], path: Path | None, environment: Mapping[str, str] | None = None) -> T:
     """Return [section] of the TOML at `path` (or at LIMNER_CONFIG), overridden by LIMNER_<SECTION>_<FIELD>.
 
-    Lists are comma-separated in the environment. Raises ConfigError, which names the place, the key and the mend.
+    Lists are comma-separated in the environment, and tables are `name=value,name=value`. Raises ConfigError, which
+    names the place, the key and the mend.
     """
     environment = os.environ if environment is None else environment
     if path is None and environment.get("LIMNER_CONFIG"):
@@ -153,6 +154,12 @@ def _from_text(text: str, kind: Any, name: str) -> Any:
     if typing.get_origin(kind) in (list, tuple):
         item = typing.get_args(kind)[0]
         return [_from_text(part.strip(), item, name) for part in text.split(",") if part.strip()]
+    if typing.get_origin(kind) is dict:
+        item = typing.get_args(kind)[1]
+        pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+        if not all(key.strip() and equals for key, equals, _ in pairs):
+            raise ConfigError(f"{name}: is {text!r}; give name=value,name=value")
+        return {key.strip(): _from_text(value.strip(), item, name) for key, _, value in pairs}
     return text
 
 
