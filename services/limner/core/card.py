@@ -25,7 +25,7 @@ class ModelCard:
     """A model's name, purpose, origin and needs."""
 
     name: str  # what requests use, such as `telea`
-    task: str  # `inpaint`, `segment`, `remove-background`, `upscale`, `generate`
+    task: str  # `inpaint`, `segment`, `remove-background`, `upscale`, `generate`, `edit`, `lora`
     description: str  # one or two sentences for people
     licence: str  # of the weights, or of the algorithm's code; an SPDX id where one exists
     source: str  # where weights or method come from: URL, package, paper
@@ -40,3 +40,5 @@ class ModelCard:
     memory_estimate_bytes: int = 0  # of the loaded model, fp32
     memory_per_pixel_bytes: int = 0  # of one call at its peak, for each pixel that the network sees, fp32
     engine: str = "opencv"  # what runs an algorithm; a network's is picked by `limner.engine.placement`
+    hub: str = ""  # `owner/name` on the Hugging Face hub of a pipeline of several parts, instead of `files`
+    hub_bytes: int = 0  # about what of it is fetched
