@@ -8,9 +8,20 @@ from collections.abc import Collection
 import torch
 from diffusers import SD3Transformer2DModel
 
+from limner.diffusion.sd3.attention import fuse_projections
+
 
 class Transformer(SD3Transformer2DModel):
-    """Loads like diffusers' class: from_config, from_pretrained."""
+    """Loads like diffusers' class: from_config, from_pretrained. `fuse` it before it is used."""
+
+    _repeated_blocks = ("JointTransformerBlock",)  # what `compile_repeated_blocks` compiles once for all of a kind
+
+    def fuse(self) -> None:
+        """Let every attention project queries, keys and values at once. Before weights are quantised, and once."""
+        for block in self.transformer_blocks:
+            for attention in (block.attn, block.attn2):
+                if attention is not None:
+                    fuse_projections(attention)
 
     def forward(
         self,
@@ -48,6 +59,5 @@ class Transformer(SD3Transformer2DModel):
     def _unpatched(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
         size = self.config.patch_size
         rows, columns = height // size, width // size
-        grid = patches.reshape(-1, rows, columns, size, size, self.out_channels)
-        picture: torch.Tensor = grid.permute(0, 5, 1, 3, 2, 4)
-        return picture.reshape(-1, self.out_channels, height, width)
+        grid: torch.Tensor = patches.reshape(-1, rows, columns, size, size, self.out_channels)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.out_channels, height, width)
