@@ -2,19 +2,38 @@
 the real ones and pictures of noise.
 
     python -m limner.diffusion.tiny DIRECTORY       # an SD3 pipeline, as a diffusers folder
+    python -m limner.diffusion.tiny DIRECTORY sdxl-inpaint      # or sd1-inpaint
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 WORDS = [
     "a",
@@ -53,19 +72,7 @@ def sd3_pipeline(*, seed: int = 0, text_encoder_3: bool = True) -> StableDiffusi
     """Return the pipeline of `write_sd3`, in float32."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        clip = CLIPTextConfig(
-            hidden_size=32,
-            intermediate_size=37,
-            num_attention_heads=4,
-            num_hidden_layers=5,
-            projection_dim=32,
-            vocab_size=1000,
-            max_position_embeddings=77,
-            hidden_act="gelu",
-            bos_token_id=0,
-            pad_token_id=1,
-            eos_token_id=2,
-        )
+        clip = _clip()
         t5 = T5Config(vocab_size=1103, d_model=64, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
         pipeline = StableDiffusion3Pipeline(
             transformer=SD3Transformer2DModel(
@@ -93,6 +100,92 @@ def sd3_pipeline(*, seed: int = 0, text_encoder_3: bool = True) -> StableDiffusi
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )
         _spread(pipeline.transformer)
+    return pipeline
+
+
+# The schedule that SD 1 and SDXL were trained with, in the names of their published configurations.
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
+
+
+def write_sd1_inpaint(directory: Path, *, seed: int = 0, in_channels: int = 9) -> Path:
+    """Write an SD 1 pipeline as a diffusers folder and return its path: a UNet of two levels, a VAE that reduces by 8
+    to 4 channels. Of 9 channels it is an inpainting model, of 4 a base model."""
+    sd1_pipeline(seed=seed, in_channels=in_channels).save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+def write_sdxl_inpaint(directory: Path, *, seed: int = 0, in_channels: int = 9) -> Path:
+    """Write an SDXL pipeline as a diffusers folder and return its path; as small as `write_sd1_inpaint`'s."""
+    sdxl_pipeline(seed=seed, in_channels=in_channels).save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+def sd1_pipeline(*, seed: int = 0, in_channels: int = 9) -> StableDiffusionInpaintPipeline:
+    """Return the pipeline of `write_sd1_inpaint`, in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionInpaintPipeline(
+            unet=UNet2DConditionModel(
+                sample_size=64,
+                in_channels=in_channels,
+                out_channels=4,
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                attention_head_dim=2,
+                cross_attention_dim=32,
+                norm_num_groups=8,
+            ),
+            text_encoder=CLIPTextModel(_clip()),
+            tokenizer=word_tokenizer(77),
+            vae=vae(latent_channels=4, scaling_factor=0.18215),
+            scheduler=PNDMScheduler(**SCHEDULE, set_alpha_to_one=False, skip_prk_steps=True),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        _spread(pipeline.unet)
+    return pipeline
+
+
+def sdxl_pipeline(*, seed: int = 0, in_channels: int = 9) -> StableDiffusionXLInpaintPipeline:
+    """Return the pipeline of `write_sdxl_inpaint`, in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionXLInpaintPipeline(
+            unet=UNet2DConditionModel(
+                sample_size=128,
+                in_channels=in_channels,
+                out_channels=4,
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=(2, 4),
+                transformer_layers_per_block=(1, 2),
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 32,
+                cross_attention_dim=64,
+                norm_num_groups=8,
+            ),
+            text_encoder=CLIPTextModel(_clip()),
+            text_encoder_2=CLIPTextModelWithProjection(_clip()),
+            tokenizer=word_tokenizer(77),
+            tokenizer_2=word_tokenizer(77),
+            vae=vae(latent_channels=4, scaling_factor=0.13025),
+            scheduler=EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
+            add_watermarker=False,
+        )
+        _spread(pipeline.unet)
     return pipeline
 
 
@@ -130,6 +223,22 @@ def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
     )
 
 
+def _clip() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=5,
+        projection_dim=32,
+        vocab_size=1000,
+        max_position_embeddings=77,
+        hidden_act="gelu",
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+
+
 def _spread(module: torch.nn.Module) -> None:
     """Give what is initialised to zero random values: otherwise prompts, steps and layers would change nothing."""
     for parameter in module.parameters():
@@ -138,4 +247,9 @@ def _spread(module: torch.nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    write_sd3(Path(sys.argv[1]))
+    _WRITERS: dict[str, Callable[[Path], Path]] = {
+        "sd3": write_sd3,
+        "sdxl-inpaint": write_sdxl_inpaint,
+        "sd1-inpaint": write_sd1_inpaint,
+    }
+    _WRITERS[sys.argv[2] if len(sys.argv) > 2 else "sd3"](Path(sys.argv[1]))
