@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from limner.runtime import device as devices
-from limner.runtime.device import Device, Seat, Shared, Ticket
+from limner.runtime.device import Device, Intake, Open, Seat, Shared, Ticket
 
 MOST = 4
 
@@ -242,4 +242,253 @@ async def test_an_error_of_a_shared_turn_keeps_no_pictures_alive(device):
             await asyncio.sleep(0.01)
         pytest.fail("the pictures wait for Python's collector")
     finally:
+        gc.enable()
+
+
+class Room:
+    """Work of an open turn that notes who is in it, and ends its calls when it is told to."""
+
+    def __init__(self) -> None:
+        self.joined: list[str] = []
+        self.turns = 0
+        self._to_end: set[str] = set()
+        self._intake: Intake[str] | None = None
+
+    def __call__(self, intake: Intake[str]) -> None:
+        self.turns += 1
+        self._intake = intake
+        here: list[Seat[str]] = []
+        while here or not intake.close():
+            intake.wait(5)
+            for seat in intake.take():
+                self.joined.append(seat.given)
+                here.append(seat)
+            for seat in [seat for seat in here if seat.given in self._to_end]:
+                here.remove(seat)
+                seat.succeed(seat.given.upper())
+
+    def offer(self, ticket: Ticket, name: str, *, key: Any = "a", size: int = 1) -> asyncio.Task[Any]:
+        """Make a call ready, which answers with its name in capitals."""
+        return asyncio.create_task(ticket.share(Open(name, self, key=key, size=size, most=MOST)))
+
+    def end(self, *names: str) -> None:
+        self._to_end |= set(names)
+        if self._intake is not None:
+            self._intake.wake()
+
+    async def has(self, *names: str) -> None:
+        """Wait until so many have joined, in this order, and see that no others do."""
+        for _ in range(500):
+            if len(self.joined) >= len(names):
+                break
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
+        assert self.joined == list(names)
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()
+
+
+async def test_calls_join_an_open_turn_while_it_goes_on_and_leave_as_they_end(device, room):
+    first = room.offer(admitted(device), "p")
+    await room.has("p")
+    second = room.offer(admitted(device), "q")
+    await room.has("p", "q")
+    room.end("p")
+    assert await first == "P"
+    assert device.busy
+    third = room.offer(admitted(device), "r")
+    await room.has("p", "q", "r")
+    room.end("q", "r")
+    assert await asyncio.gather(second, third) == ["Q", "R"]
+    assert room.turns == 1
+
+
+async def test_an_open_turn_ends_with_its_last_call_and_another_one_can_begin(device, room):
+    for name in "pqr":
+        task = room.offer(admitted(device), name)
+        room.end(name)
+        assert await asyncio.wait_for(task, 5) == name.upper()
+    for _ in range(100):
+        if not device.busy:
+            break
+        await asyncio.sleep(0.01)
+    assert not device.busy
+    assert 1 <= room.turns <= 3
+    assert await admitted(device).run(lambda: 5) == 5
+
+
+async def test_calls_join_as_far_as_they_fit_and_give_their_room_back(device, room):
+    tasks = [room.offer(admitted(device), name, size=size) for name, size in [("p", 2), ("q", 1), ("r", 2), ("s", 1)]]
+    await room.has("p", "q")
+    room.end("q")  # one place is not enough for r, and s overtakes nobody
+    await room.has("p", "q", "r")
+    room.end("p")
+    await room.has("p", "q", "r", "s")
+    room.end("r", "s")
+    assert await asyncio.gather(*tasks) == ["P", "Q", "R", "S"]
+    assert room.turns == 1
+
+
+async def test_a_call_that_is_larger_than_an_open_turn_has_it_alone(device, room):
+    tasks = [room.offer(admitted(device), name, size=size) for name, size in [("p", 1), ("q", MOST + 3), ("r", 1)]]
+    await room.has("p")
+    room.end("p")
+    await room.has("p", "q")
+    room.end("q", "r")
+    assert await asyncio.gather(*tasks) == ["P", "Q", "R"]
+
+
+@pytest.mark.parametrize("other", ["alone", "key"])
+async def test_nobody_joins_past_a_head_of_another_kind_so_that_the_turn_runs_out(device, room, other):
+    first = room.offer(admitted(device), "p")
+    await room.has("p")
+    stranger = admitted(device)
+    strangers = Room()
+    second = (
+        asyncio.create_task(stranger.run(lambda: "LOADED"))
+        if other == "alone"
+        else strangers.offer(stranger, "loaded", key="b")
+    )
+    strangers.end("loaded")
+    third = room.offer(admitted(device), "q")
+    await room.has("p")
+    room.end("p", "q")
+    assert await asyncio.wait_for(asyncio.gather(first, second, third), 5) == ["P", "LOADED", "Q"]
+    assert room.turns == 2
+
+
+async def test_a_head_that_gives_up_lets_those_behind_it_join(device, room):
+    first = room.offer(admitted(device), "p")
+    await room.has("p")
+    stranger = admitted(device)
+    second = room.offer(admitted(device), "q")
+    await room.has("p")
+    stranger.end()
+    await room.has("p", "q")
+    room.end("p", "q")
+    await asyncio.gather(first, second)
+
+
+async def test_calls_that_an_open_turn_can_take_are_told_that_they_are_next(device, room):
+    told: dict[str, list[int]] = {"room": [], "full": [], "behind": []}
+    tasks = [room.offer(admitted(device), "p")]
+    await room.has("p")
+    early = device.admit(lambda position, eta: told["room"].append(position))
+    assert told["room"] == [0]
+    tasks.append(room.offer(early, "q", size=MOST - 1))
+    await room.has("p", "q")
+    late = device.admit(lambda position, eta: told["full"].append(position))
+    behind = device.admit(lambda position, eta: told["behind"].append(position))
+    assert (told["full"], told["behind"]) == ([1], [2])
+    room.end("q")
+    await tasks[1]
+    await asyncio.sleep(0.01)
+    assert (told["full"], told["behind"]) == ([1, 0], [2, 1])
+    for ticket in (late, behind):
+        ticket.end()
+    room.end("p")
+    await asyncio.gather(*tasks)
+
+
+async def test_the_wait_for_an_open_turn_is_estimated_from_the_calls_that_left_it(device, room):
+    tasks = [room.offer(admitted(device), name) for name in "pqrst"]
+    await room.has("p", "q", "r", "s")
+    for name in "pq":
+        await asyncio.sleep(0.1)
+        room.end(name)
+    etas: list[float | None] = []
+    await asyncio.gather(*tasks[:2])
+    await room.has("p", "q", "r", "s", "t")
+    blocked = room.offer(admitted(device), "u", size=MOST)
+    await asyncio.sleep(0)
+    device.admit(lambda position, eta: etas.append(eta)).end()
+    assert etas[0] is not None
+    assert 0.1 < etas[0] < 1, "a call leaves every 0.1 s; two must, and some of the first one's time is over"
+    room.end(*"rstu")
+    await asyncio.gather(*tasks, blocked)
+
+
+@pytest.mark.parametrize("how", ["raises", "returns"])
+async def test_calls_that_an_open_turns_work_leaves_end_with_an_error(device, room, how):
+    go = threading.Event()
+
+    def work(intake: Intake[str]) -> None:
+        intake.take()
+        go.wait(5)  # another one comes and is never taken
+        if how == "raises":
+            raise ZeroDivisionError
+
+    def offer(name: str) -> asyncio.Task[Any]:
+        return asyncio.create_task(admitted(device).share(Open(name, work, key="a", most=MOST)))
+
+    tasks = [offer("p")]
+    await asyncio.sleep(0.02)
+    tasks.append(offer("q"))
+    await asyncio.sleep(0.02)
+    go.set()
+    errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert [type(error) for error in errors] == [ZeroDivisionError if how == "raises" else RuntimeError] * 2
+    next_one = room.offer(admitted(device), "r")
+    room.end("r")
+    assert await asyncio.wait_for(next_one, 5) == "R"
+
+
+async def test_no_call_is_lost_however_closely_it_meets_the_end_of_an_open_turn(device):
+    turns = 0
+
+    def work(intake: Intake[int]) -> None:
+        nonlocal turns
+        turns += 1
+        while not intake.close():
+            for seat in intake.take():
+                seat.succeed(seat.given)
+
+    async def call(number: int) -> Any:
+        await asyncio.sleep((number * 7919 % 211) / 1e4)
+        ticket = admitted(device)
+        try:
+            return await ticket.share(Open(number, work, key="a", most=MOST))
+        finally:
+            ticket.end()
+
+    device.queue_limit = 1000
+    answers = await asyncio.wait_for(asyncio.gather(*map(call, range(1000))), 20)
+    assert answers == list(range(1000))
+    assert turns > 10, "the end was met"
+    assert device._open_calls == 0
+    for _ in range(100):
+        if not device.busy:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the device stays busy")
+
+
+async def test_an_open_turn_keeps_no_pictures_of_calls_that_ended(device):
+    go = threading.Event()
+
+    def work(intake: Intake[Any]) -> None:
+        for seat in intake.take():
+            seat.fail(ZeroDivisionError())
+        del seat
+        go.wait(5)
+        while not intake.close():
+            for seat in intake.take():
+                seat.succeed(None)
+
+    pictures = [np.zeros(1000)]
+    held = weakref.ref(pictures[0])
+    gc.disable()
+    try:
+        ticket = admitted(device)
+        task = asyncio.create_task(ticket.share(Open(pictures.pop(), work, key="a", most=MOST)))
+        await asyncio.gather(task, return_exceptions=True)
+        ticket.end()
+        del task, ticket
+        await asyncio.sleep(0.02)
+        assert held() is None, "the picture waits for Python's collector, or for the turn's end"
+    finally:
+        go.set()
         gc.enable()

@@ -26,7 +26,7 @@ from google.protobuf.message import Message
 from limner.core.errors import DeadlineExceeded
 from limner.core.placement import Placement
 from limner.core.seed import draw_seed
-from limner.runtime.device import Device, Seat, Shared, Ticket
+from limner.runtime.device import Device, Intake, Open, Seat, Shared, Ticket
 from limner.runtime.job import Job, Timing
 from limner.runtime.messages import duration, placement_to_proto
 from limner.runtime.telemetry import current_span, tracer
@@ -95,14 +95,7 @@ class Together(Generic[Input, Output]):
         return Shared(ready, work, key=self.key(given), size=self.size(given), most=self.most(given))
 
     def _turn(self, seats: Sequence[Seat[_Ready[Input]]], device: str) -> None:
-        members = []
-        for seat in seats:
-            try:
-                seat.within(seat.given.begin)
-            except Exception as error:  # it is over already
-                seat.fail(error)
-            else:
-                members.append(Member[Input, Output](seat, device))
+        members: list[Member[Input, Output]] = _members(seats, device)
         if members:
             try:
                 self.run(members)
@@ -111,12 +104,69 @@ class Together(Generic[Input, Output]):
                     member.fail(error)
 
 
+class Arrivals(Generic[Input, Output]):
+    """Calls that join a turn while it goes on, on the device's thread."""
+
+    def __init__(self, intake: Intake[_Ready[Input]], device: str) -> None:
+        self._intake = intake
+        self._device = device
+
+    def take(self) -> list[Member[Input, Output]]:
+        """Return who has joined since, in order; their calls are told that they have begun."""
+        return _members(self._intake.take(), self._device)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Sleep until a call has joined, `wake` was called since the last `take`, or so many seconds are over."""
+        self._intake.wait(timeout)
+
+    def wake(self) -> None:
+        """Let `wait` return, from any thread."""
+        self._intake.wake()
+
+    def close(self) -> bool:
+        """Let nobody join any more; False if somebody has meanwhile, and the turn must go on."""
+        return self._intake.close()
+
+
+@dataclass(frozen=True)
+class Joining(Generic[Input, Output]):
+    """Work in one turn of the device that calls of one key join and leave (see `limner.runtime.device`)."""
+
+    run: Callable[[Arrivals[Input, Output]], None]  # ends each call, and returns once `Arrivals.close` has said True
+    key: Callable[[Input], Hashable]  # what the calls must have in common
+    size: Callable[[Input], int]  # how much of `most` a call takes
+    most: Callable[[Input], int]  # the same for calls of one key
+
+    def shared(self, ready: _Ready[Input], device: str) -> Open[_Ready[Input]]:
+        """Return this as the device wants it, for one call."""
+        given = ready.given
+
+        def work(intake: Intake[_Ready[Input]]) -> None:
+            self.run(Arrivals(intake, device))
+
+        return Open(ready, work, key=self.key(given), size=self.size(given), most=self.most(given))
+
+
+def _members(seats: Sequence[Seat[_Ready[Input]]], device: str) -> list[Member[Input, Output]]:
+    """Begin the calls of these seats, and return those that are not over already."""
+    members = []
+    for seat in seats:
+        try:
+            seat.within(seat.given.begin)
+        except Exception as error:
+            seat.fail(error)
+        else:
+            members.append(Member[Input, Output](seat, device))
+    return members
+
+
 @dataclass(frozen=True)
 class Work(Generic[Input, Output, R]):
     """What a call does, in three parts on three kinds of threads."""
 
     decode: Callable[[Job], Input]  # on a helper thread
-    run: Callable[[Job, Input], Output] | Together[Input, Output]  # on the device's thread: alone, or with other calls
+    # On the device's thread: alone, with other calls, or in a turn that others join and leave.
+    run: Callable[[Job, Input], Output] | Together[Input, Output] | Joining[Input, Output]
     encode: Callable[[Job, Output], R]  # on a helper thread; returns the `result` of the response
     placement: Callable[[Input], Placement]  # for Started; called right after decode, on the same thread
     model: str = ""
@@ -226,7 +276,7 @@ async def _carry_out(
             await ticket.near.wait()
             decoded, placement = await device.help(decode)
             output: Output
-            if isinstance(work.run, Together):
+            if isinstance(work.run, Together | Joining):
                 output = await ticket.share(work.run.shared(_Ready(job, decoded, begin), device.name))
             else:
                 output = await ticket.run(functools.partial(run, work.run))
@@ -246,7 +296,8 @@ async def _carry_out(
 
 
 class Mailbox:
-    """One slot for each kind of event, filled from any thread, emptied by one task on the event loop.
+    """One slot for each kind of event, and for previews of each picture; filled from any thread, emptied by one task on
+    the event loop.
 
     A slot that is filled again before it was emptied keeps its turn and changes its content. So memory is bounded,
     and results, which are put once, are never lost.
@@ -255,7 +306,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._slots: dict[str, Any] = {}
+        self._slots: dict[tuple[str, int], Any] = {}
         self._taken: set[str] = set()
         self._closed = False
         self._error: BaseException | None = None
@@ -265,7 +316,7 @@ class Mailbox:
     def put(self, field: str, message: Any) -> None:
         """Fill a slot."""
         with self._lock:
-            self._slots[field] = message
+            self._slots[field, getattr(message, "image_index", 0)] = message
         self._wake()
 
     def close(self) -> None:
@@ -290,10 +341,10 @@ class Mailbox:
                 if self._error is not None:
                     error, self._error = self._error, None  # its traceback leads back here, and holds pictures
                     raise error
-                for field in self._slots:
-                    if self._is_due(field):
+                for slot in self._slots:
+                    if self._is_due(field := slot[0]):
                         self._taken.add(field)
-                        return field, self._slots.pop(field)
+                        return field, self._slots.pop(slot)
                 if self._closed:
                     return None
             await self._filled.wait()
@@ -302,7 +353,7 @@ class Mailbox:
         """Progress waits for Started, also that of decoding, which is done before the device takes the call; and no
         position is told once the device has it."""
         if field == "queued":
-            return field not in self._taken or not ({"started"} & (self._slots.keys() | self._taken))
+            return field not in self._taken or not (("started", 0) in self._slots or "started" in self._taken)
         return field not in ("progress", "preview") or "started" in self._taken
 
     def _wake(self) -> None:
@@ -326,4 +377,5 @@ def _finished(job: Job, work: Work[Any, Any, Any]) -> progress_pb2.Finished:
         seed=job.seed,
         model=work.model,
         model_digest=work.digest,
+        parameters=job.parameters,
     )

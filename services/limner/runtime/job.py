@@ -35,6 +35,7 @@ class Job:
         self.seed = seed
         self.previews = previews  # whether the caller wants any; making them may be dear
         self.timings: list[Timing] = []  # in the order in which they began
+        self.parameters: dict[str, str] = {}  # what the result was made from, for Finished; empty where nobody tells
         self._deadline = deadline
         self._publish = publish
         self._cancelled = False
@@ -75,10 +76,11 @@ class Job:
         finally:
             timing.seconds = time.perf_counter() - started
 
-    def preview(self, image: images_pb2.Image, step: int) -> None:
-        """Show the work so far, as it is after `step` steps; a preview that was not fetched yet is replaced."""
+    def preview(self, image: images_pb2.Image, step: int, image_index: int = 0) -> None:
+        """Show the work so far, as it is after `step` steps, of one of the call's pictures; a preview of this picture
+        that was not fetched yet is replaced."""
         if self.previews:
-            self._publish("preview", progress_pb2.Preview(image=image, step=step))
+            self._publish("preview", progress_pb2.Preview(image=image, step=step, image_index=image_index))
 
     def _report(self, stage: str, done: int, count: int, started: float) -> None:
         progress = progress_pb2.Progress(stage=stage, step=done, step_count=count)
