@@ -19,6 +19,8 @@ sys.path.append(str(Path(__file__).parent))
 
 from router_fakes import FakeServer, Router
 
+KINDS = ("inpaint", "segment", "postprocess", "diffusion")
+
 
 @pytest.fixture
 async def fakes() -> AsyncIterator[Callable[[], Awaitable[FakeServer]]]:
@@ -42,7 +44,7 @@ async def routers(tmp_path: Any) -> AsyncIterator[Callable[..., Awaitable[Router
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(*, wait: bool = True, **settings: Any) -> Router:
-            targets = {kind: tuple(settings.pop(kind, ())) for kind in ("inpaint", "segment", "postprocess")}
+            targets = {kind: tuple(settings.pop(kind, ())) for kind in KINDS}
             defaults: dict[str, Any] = {
                 "port": 0,
                 "blob_dir": str(tmp_path / "blobs"),
@@ -68,4 +70,4 @@ async def fake(fakes: Any) -> FakeServer:
 @pytest.fixture
 async def router(routers: Any, fake: FakeServer) -> Router:
     """A router with one server that does everything."""
-    return await routers(inpaint=[fake.address], segment=[fake.address], postprocess=[fake.address])
+    return await routers(**{kind: [fake.address] for kind in KINDS})

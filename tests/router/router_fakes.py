@@ -1,7 +1,8 @@
 """A router and small honest model servers: real gRPC servers on localhost that say in text what they were asked.
 
 A fake's picture is text: inpainting `photo` with the mask `hole` gives `inpaint(photo,hole)`, so a result tells which
-way it went. `FakeServer.script` makes a method do something else.
+way it went. Making several gives `generate(prompt)`, `generate(prompt)#1` and so on. `FakeServer.script` makes a method
+do something else.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from limner.runtime.server import Server
 from limner.runtime.status import from_status, to_status, trailers
 from limner.v1 import (
     blobs_pb2_grpc,
+    diffusion_pb2,
+    diffusion_pb2_grpc,
     images_pb2,
     inpaint_pb2,
     inpaint_pb2_grpc,
@@ -70,6 +73,8 @@ class Call:
     def result(self) -> Event:
         """The result that the call asks for."""
         request = self.request
+        if self.method in _MAKES:
+            return "result", self._made()
         pictures = [request.image] if hasattr(request, "image") else list(request.masks)
         if self.method == "inpaint":
             pictures.append(request.mask)
@@ -85,6 +90,23 @@ class Call:
             "convert": postprocess_pb2.ConvertResult,
         }
         return "result", kinds[self.method](image=image)
+
+    def _made(self) -> Any:
+        """As many pictures as the call asks for."""
+        request = self.request
+        fields = [field for field in ("image", "mask") if field in request.DESCRIPTOR.fields_by_name]
+        taken = [text_of(getattr(request, field)) for field in fields if request.HasField(field)]
+        options = request.options if self.method == "generate" else request.options.generate
+        text = f"{self.method}({','.join([*taken, *filter(None, [request.prompt])])})"
+        first, *more = [image_of(f"{text}#{i}" if i else text, request.output) for i in range(options.image_count or 1)]
+        return _MAKES[self.method](image=first, more_images=more)
+
+
+_MAKES = {
+    "generate": diffusion_pb2.GenerateResult,
+    "edit": diffusion_pb2.EditResult,
+    "outpaint": diffusion_pb2.OutpaintResult,
+}
 
 
 def finished() -> Event:
@@ -158,6 +180,7 @@ class FakeServer:
         inpaint_pb2_grpc.add_InpaintServiceServicer_to_server(self, self._server)
         segment_pb2_grpc.add_SegmentServiceServicer_to_server(self, self._server)
         postprocess_pb2_grpc.add_PostprocessServiceServicer_to_server(self, self._server)
+        diffusion_pb2_grpc.add_DiffusionServiceServicer_to_server(self, self._server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         await self._server.start()
@@ -192,6 +215,15 @@ class FakeServer:
 
     async def Convert(self, request: Any, context: Any) -> None:
         await self._play("convert", request, context, postprocess_pb2.ConvertResponse)
+
+    async def Generate(self, request: Any, context: Any) -> None:
+        await self._play("generate", request, context, diffusion_pb2.GenerateResponse)
+
+    async def Edit(self, request: Any, context: Any) -> None:
+        await self._play("edit", request, context, diffusion_pb2.EditResponse)
+
+    async def Outpaint(self, request: Any, context: Any) -> None:
+        await self._play("outpaint", request, context, diffusion_pb2.OutpaintResponse)
 
     async def ListModels(self, request: Any, context: Any) -> models_pb2.ListModelsResponse:
         return models_pb2.ListModelsResponse(

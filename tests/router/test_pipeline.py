@@ -48,6 +48,9 @@ def faults(asked: Any, blobs: tuple[str, ...] = ()) -> dict[str, str]:
         (request(erase("hole")), "pipeline.steps[0].name", "an input too"),
         (request({"name": "a", "inpaint": {}}), "pipeline.steps[0].inpaint.mask", "is missing"),
         (request({"name": "a", "segment": {}}), "pipeline.steps[0].segment.options", "is missing"),
+        (request({"name": "a", "generate": {}}), "pipeline.steps[0].generate.prompt", "is missing"),
+        (request({"name": "a", "outpaint": {}}), "pipeline.steps[0].outpaint.options", "is missing"),
+        (request({"name": "a", "edit": {}}, inputs={}), "pipeline.steps[0].edit.image", "there are: none"),
         (request(mask("a")), "pipeline.steps[0].mask.masks", "at least one"),
         (request(mask("a", "hole", "")), "pipeline.steps[0].mask.masks[1]", "is missing"),
         (request(mask("a", "hole", "gone")), "pipeline.steps[0].mask.masks[1]", "there are: hole, source"),
@@ -65,6 +68,11 @@ def faults(asked: Any, blobs: tuple[str, ...] = ()) -> dict[str, str]:
             request(erase("a"), {"name": "b", "inpaint": {"mask": "a"}}),
             "pipeline.steps[1].inpaint.mask",
             "takes a mask, but step 'a' gives a picture; take a segment or mask step",
+        ),
+        (
+            request({"name": "a", "generate": {"prompt": "an apple"}}, {"name": "b", "edit": {"mask": "a"}}),
+            "pipeline.steps[1].edit.mask",
+            "takes a mask, but step 'a' gives a picture",
         ),
         (
             request({"name": "cut", "removeBackground": {}}, mask("m", "cut")),
@@ -159,6 +167,19 @@ def test_a_background_taken_away_as_a_mask_is_a_mask() -> None:
     background = {"name": "subject", "removeBackground": {"options": {"result": "BACKGROUND_OUTPUT_MASK"}}}
     checked = plan(request(background, {"name": "fill", "inpaint": {"mask": "subject"}}), lambda blob_id: False)
     assert checked.names == ["subject", "fill"]
+
+
+def test_a_pipeline_may_need_no_inputs() -> None:
+    steps = ({"name": "big", "upscale": {"image": "apple"}}, {"name": "apple", "generate": {"prompt": "an apple"}})
+    checked = plan(request(*steps, inputs={}), lambda blob_id: False)
+    assert checked.names == ["apple", "big"]
+    assert not checked.inputs
+
+
+def test_an_edit_takes_a_mask_or_none() -> None:
+    steps = ({"name": "all", "edit": {}}, {"name": "part", "edit": {"image": "all", "mask": "hole"}})
+    checked = plan(request(*steps), lambda blob_id: False)
+    assert [[slot.name for slot in step.slots] for step in checked.steps] == [["source"], ["all", "hole"]]
 
 
 def test_results_that_no_step_takes_are_the_outputs_unless_others_are_named() -> None:

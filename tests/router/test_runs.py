@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from router_fakes import after, at_once, erase, failing, finished, kinds, request, results, until
+from router_fakes import after, at_once, erase, failing, finished, kinds, request, results, text_of, until
 
 from limner.core.errors import (
     BadMask,
@@ -102,6 +102,63 @@ async def test_a_mask_that_is_taken_and_wanted_becomes_png(router: Any, fake: An
     assert result.score == 0.5
 
 
+async def test_pictures_are_made_edited_and_extended(router: Any, fake: Any) -> None:
+    events = await router.run(
+        request(
+            {"name": "apple", "generate": {"prompt": "an apple", "options": {"stepCount": 4}}},
+            {"name": "pear", "edit": {"image": "apple", "mask": "hole", "prompt": "a pear"}},
+            {"name": "wide", "outpaint": {"image": "pear", "options": {"leftPx": 64}}, "output": {"format": "webp"}},
+            {"name": "variation", "edit": {"options": {"strength": 0.5}}},
+        )
+    )
+    assert results(events) == {
+        "wide": "webp:outpaint(edit(generate(an apple),hole,a pear))",
+        "variation": "png:edit(photo)",
+    }
+    assert fake.called("generate")[0].request.options.step_count == 4
+    assert fake.called("outpaint")[0].request.options.left_px == 64
+    assert sorted(call.request.options.strength for call in fake.called("edit")) == [0, 0.5]
+
+
+async def test_several_pictures_are_a_result_each_and_the_first_goes_on(router: Any, fake: Any) -> None:
+    apples = {"name": "apple", "generate": {"prompt": "an apple", "options": {"imageCount": 3}}}
+
+    def told(events: Any) -> list[tuple[str, int, str]]:
+        found = [event for event in events if event.HasField("result")]
+        return [(event.step, event.result.image_index, text_of(event.result.image)) for event in found]
+
+    made = [("apple", i, f"png:generate(an apple){f'#{i}' if i else ''}") for i in range(3)]
+    assert told(await router.run(request(apples, inputs={}))) == made
+
+    big = {"name": "big", "upscale": {"image": "apple"}}
+    assert told(await router.run(request(apples, big, inputs={}))) == [("big", 0, "png:upscale(generate(an apple))")]
+
+    both = await router.run(request({**apples, "output": {"format": "png"}}, big, inputs={}, intermediates=True))
+    encoded = [("apple", i, f"png:convert(generate(an apple){f'#{i}' if i else ''})") for i in range(3)]
+    assert sorted(told(both)) == [*encoded, ("big", 0, "png:upscale(generate(an apple))")]
+    timings = next(event.finished.timings for event in both if event.step == "apple" and event.HasField("finished"))
+    assert [timing.stage for timing in timings] == ["convert"]
+
+
+async def test_several_large_pictures_are_a_blob_each(router: Any) -> None:
+    apples = {"name": "apple", "generate": {"prompt": "an apple", "options": {"imageCount": 2}}}
+    events = await router.run(request(apples, inputs={}, inline_limit_bytes=0))
+    blob_ids = [event.result.image.blob_id for event in events if event.HasField("result")]
+    assert len(set(blob_ids)) == 2
+    assert all(blob_ids)
+
+
+async def test_what_pictures_were_made_from_is_passed_on(router: Any, fake: Any) -> None:
+    async def script(call: Any) -> Any:
+        yield call.result()
+        yield "finished", progress_pb2.Finished(seed=7, model="tiny", parameters={"prompt": "an apple"})
+
+    fake.script("generate", script)
+    events = await router.run(request({"name": "apple", "generate": {"prompt": "an apple"}}, inputs={}))
+    finished_event = events[-2].finished
+    assert (finished_event.seed, dict(finished_event.parameters)) == (7, {"prompt": "an apple"})
+
+
 async def test_intermediate_results_come_only_if_asked_for(router: Any) -> None:
     steps = (erase(), {"name": "big", "upscale": {"image": "fill"}})
     assert set(results(await router.run(request(*steps)))) == {"big"}
@@ -125,6 +182,23 @@ async def test_previews_come_only_if_asked_for_and_keep_only_the_latest_picture(
     previews = [event.preview for event in again if event.HasField("preview")]
     assert [preview.step for preview in previews] == [1, 2, 3]
     assert [preview.HasField("image") for preview in previews] == [False, False, True]
+
+
+async def test_the_latest_preview_of_each_picture_is_kept(router: Any, fake: Any) -> None:
+    async def script(call: Any) -> Any:
+        picture = call.result()[1].image
+        for step, index in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 1)):
+            yield "preview", progress_pb2.Preview(image=picture, step=step, image_index=index)
+        yield call.result()
+        yield finished()
+
+    fake.script("generate", script)
+    asked = request({"name": "apple", "generate": {"prompt": "an apple"}}, inputs={}, previews=True)
+    run_id = (await router.run(asked))[0].accepted.run_id
+    again = [e.event async for e in router.stub.WatchRun(router_pb2.WatchRunRequest(run_id=run_id))]
+    previews = [event.preview for event in again if event.HasField("preview")]
+    assert [(preview.step, preview.image_index) for preview in previews] == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 1)]
+    assert [preview.HasField("image") for preview in previews] == [False, False, True, False, True]
 
 
 def test_pictures_of_earlier_previews_take_no_memory() -> None:

@@ -365,6 +365,20 @@ async def test_a_servers_violations_become_fields_of_the_request(router: Any, fa
     ]
 
 
+async def test_violations_of_making_pictures_become_fields_of_the_request(router: Any, fake: Any) -> None:
+    fields = ["options.generate.width_px", "prompt", "image", "mask", "options.generate.loras[0].name"]
+    fault = BadArgument("wrong", violations=[FieldViolation(field, "is wrong") for field in fields])
+    fake.script("edit", failing(fault))
+    _, error = await router.fail(request({"name": "pear", "edit": {"prompt": "a pear"}}))
+    assert [violation.field for violation in error.violations] == [
+        "pipeline.steps[0].edit.options.generate.width_px",
+        "pipeline.steps[0].edit.prompt",
+        "inputs[source]",
+        "pipeline.steps[0].edit.mask",
+        "pipeline.steps[0].edit.options.generate.loras[0].name",
+    ]
+
+
 # --- models and status
 
 

@@ -17,7 +17,7 @@ class RouterConfig(ServerConfig):
     inpaint: tuple[str, ...] = ("127.0.0.1:7401",)
     segment: tuple[str, ...] = ("127.0.0.1:7402",)
     postprocess: tuple[str, ...] = ("127.0.0.1:7403",)
-    diffusion: tuple[str, ...] = ()
+    diffusion: tuple[str, ...] = ("127.0.0.1:7404",)
     keepalive_time: float = 5.0  # a server is pinged after this long without traffic; servers permit 5 s, not less
     keepalive_timeout: float = 5.0  # one that doesn't answer a ping within this is gone
     connect_wait: float = 2.0  # how long a step waits for a healthy server

@@ -3,7 +3,7 @@ run no more than `AT_ONCE` at the servers of a kind.
 
 Between steps pixels travel raw. A result that only the caller gets is encoded by the server that made it, as the step's
 `output` says; one that other steps take too travels raw and is encoded for the caller by a call of its own, so that
-nothing lossy feeds the next step.
+nothing lossy feeds the next step. Of several pictures that a step makes the next steps take the first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from limner.core.errors import FieldViolation, InvalidInput, LimnerError
@@ -131,42 +131,46 @@ class _Execution:
                 step=planned.name,
                 tell=lambda kind, message: self._journal.append(planned.name, kind, message),
             )
-        image = operation.result(answer.result)
+        images = operation.results(answer.result)
         if planned.taken:
-            self._pictures.put(planned.name, image)
+            self._pictures.put(planned.name, images[0])
         if planned.wanted:
             score = answer.result.score if _has_score(answer) else None
             if planned.taken and planned.step.output != RAW:
-                image = await self._encoded(planned, image, answer.finished)
-            await self._send(planned, image, score)
+                images = await self._encoded(planned, images, answer.finished)
+            for index, image in enumerate(images):
+                await self._send(planned, image, index, score)
         self._journal.append(planned.name, "finished", answer.finished)
 
     async def _encoded(
-        self, planned: PlannedStep, image: images_pb2.Image, finished: progress_pb2.Finished
-    ) -> images_pb2.Image:
-        """Return a raw result as the caller wants it. The time it takes is added to the step's timings."""
+        self, planned: PlannedStep, images: Sequence[images_pb2.Image], finished: progress_pb2.Finished
+    ) -> list[images_pb2.Image]:
+        """Return raw results as the caller wants them. The time it takes is added to the step's timings."""
         output = images_pb2.OutputOptions()
         output.CopyFrom(planned.step.output)
         if gives(planned.step) == MASK and not output.HasField("format"):
             output.format = "png"  # what the step's own server would have chosen
         began = time.perf_counter()
         operation = OPERATIONS["convert"]
-        # It is part of the step, so its own Queued, Started and so on are not told.
-        async with self._turns[operation.server]:
-            answer = await self._caller.call(
-                operation,
-                operation.request(ENCODE.convert, [image], output),
-                step=planned.name,
-                tell=lambda kind, message: None,
-            )
+        encoded = []
+        for image in images:
+            # It is part of the step, so its own Queued, Started and so on are not told.
+            async with self._turns[operation.server]:
+                answer = await self._caller.call(
+                    operation,
+                    operation.request(ENCODE.convert, [image], output),
+                    step=planned.name,
+                    tell=lambda kind, message: None,
+                )
+            encoded += operation.results(answer.result)
         finished.timings.add(stage="convert", duration=duration(time.perf_counter() - began))
-        return operation.result(answer.result)
+        return encoded
 
-    async def _send(self, planned: PlannedStep, image: images_pb2.Image, score: float | None) -> None:
+    async def _send(self, planned: PlannedStep, image: images_pb2.Image, index: int, score: float | None) -> None:
         """Tell a result, inline or, if it is large, as a blob; raw ones stay inline, as a blob is a file."""
         if image.WhichOneof("source") == "encoded" and picture_bytes(image) > self._inline_limit:
             image = images_pb2.Image(blob_id=await self._blobs.put(image.encoded))
-        self._journal.append_result(planned.name, image, gives(planned.step), score)
+        self._journal.append_result(planned.name, image, gives(planned.step), index=index, score=score)
 
 
 def _has_score(answer: Answer) -> bool:

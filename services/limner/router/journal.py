@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from google.protobuf.message import Message
 
 from limner.router.bell import Bell
-from limner.v1 import images_pb2, router_pb2
+from limner.v1 import images_pb2, progress_pb2, router_pb2
 
 # What an event takes in memory apart from its picture, as measured with Progress.
 _EVENT_BYTES = 900
@@ -23,7 +23,8 @@ class Journal:
         """An empty journal."""
         self.ended = False
         self._responses: list[router_pb2.RunResponse] = []
-        self._last_preview: dict[str, int] = {}  # of each step, where it is in `_responses`
+        # Of each step's each picture, where it is in `_responses`.
+        self._last_preview: dict[tuple[str, int], int] = {}
         self._picture_bytes = 0
         self._bell = Bell()
 
@@ -43,16 +44,23 @@ class Journal:
         field.SetInParent()  # an empty message is an event too
         field.CopyFrom(message)
         if kind == "preview":
-            self._supersede(step, event.preview.image)
+            self._supersede(step, event.preview)
         self._bell.ring()
 
     def append_result(
-        self, step: str, image: images_pb2.Image, kind: router_pb2.ResultKind.ValueType, score: float | None
+        self,
+        step: str,
+        image: images_pb2.Image,
+        kind: router_pb2.ResultKind.ValueType,
+        *,
+        index: int = 0,
+        score: float | None = None,
     ) -> None:
-        """Add a StepResult."""
+        """Add a StepResult; `index` counts the pictures of a step that makes several."""
         result = self._add(step).result
         result.image.CopyFrom(image)
         result.kind = kind
+        result.image_index = index
         if score is not None:
             result.score = score
         self._picture_bytes += picture_bytes(image)
@@ -84,9 +92,9 @@ class Journal:
         self._responses.append(response)
         return event
 
-    def _supersede(self, step: str, image: images_pb2.Image) -> None:
-        """Keep only the latest preview's picture of each step: a run may make hundreds."""
-        position = self._last_preview.get(step)
+    def _supersede(self, step: str, preview: progress_pb2.Preview) -> None:
+        """Keep only the latest preview of each of a step's pictures: a run may make hundreds."""
+        position = self._last_preview.get((step, preview.image_index))
         if position is not None:
             old = self._responses[position].event
             self._picture_bytes -= picture_bytes(old.preview.image)
@@ -95,9 +103,10 @@ class Journal:
             bare.event.sequence, bare.event.step = old.sequence, old.step
             bare.event.time.CopyFrom(old.time)
             bare.event.preview.step = old.preview.step
+            bare.event.preview.image_index = old.preview.image_index
             self._responses[position] = bare
-        self._last_preview[step] = len(self._responses) - 1
-        self._picture_bytes += picture_bytes(image)
+        self._last_preview[step, preview.image_index] = len(self._responses) - 1
+        self._picture_bytes += picture_bytes(preview.image)
 
 
 def picture_bytes(image: images_pb2.Image) -> int:

@@ -176,12 +176,19 @@ def _step_faults(index: int, step: router_pb2.Step) -> Iterator[FieldViolation]:
         yield FieldViolation(path, f"says not what to do; set one of {', '.join(OPERATIONS)}")
         return
     message = message_of(step)
-    if operation_of(step).needs_options and not message.HasField("options"):
-        yield FieldViolation(f"{path}.{name}.options", "is missing, and this step needs it")
+    for field in operation_of(step).needs:
+        if not _is_given(message, field):
+            yield FieldViolation(f"{path}.{name}.{field}", "is missing, and this step needs it")
     if name == "mask" and not message.masks:
         yield FieldViolation(f"{path}.mask.masks", "is empty; name at least one mask")
     for field, number in _unknown_enums(message, f"{path}.{name}"):
         yield FieldViolation(field, f"{number} is no value of this enum")
+
+
+def _is_given(message: Message, field: str) -> bool:
+    if message.DESCRIPTOR.fields_by_name[field].has_presence:
+        return message.HasField(field)
+    return bool(getattr(message, field))
 
 
 def _output_option_faults(field: str, output: images_pb2.OutputOptions) -> Iterator[FieldViolation]:

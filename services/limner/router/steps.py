@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from limner.v1 import (
+    diffusion_pb2,
+    diffusion_pb2_grpc,
     images_pb2,
     inpaint_pb2,
     inpaint_pb2_grpc,
@@ -26,6 +29,8 @@ from limner.v1 import (
 IMAGE = router_pb2.RESULT_KIND_IMAGE
 MASK = router_pb2.RESULT_KIND_MASK
 DEFAULT_IMAGE = "source"
+
+_Request = TypeVar("_Request", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,9 @@ class Operation:
     method: Callable[[grpc.aio.Channel], Any]
     # The request, from the pictures in the slots' order and how the result is to be encoded.
     request: Callable[[Any, Sequence[images_pb2.Image], images_pb2.OutputOptions], Any]
-    # The picture or mask in the `result` event.
-    result: Callable[[Any], images_pb2.Image]
-    needs_options: bool = False
+    # The pictures, or the mask, in the `result` event; later steps take the first.
+    results: Callable[[Any], list[images_pb2.Image]]
+    needs: tuple[str, ...] = ()  # fields of the message that must be given
 
 
 def operation_name(step: router_pb2.Step) -> str:
@@ -86,6 +91,10 @@ def _picture_and_mask(message: Any) -> list[Slot]:
     return [*_picture(message), Slot("mask", message.mask, MASK)]
 
 
+def _picture_and_perhaps_mask(message: Any) -> list[Slot]:
+    return _picture_and_mask(message) if message.mask else _picture(message)
+
+
 def _masks(message: Any) -> list[Slot]:
     return [Slot(f"masks[{i}]", name, MASK) for i, name in enumerate(message.masks)]
 
@@ -94,7 +103,19 @@ def _background_kind(message: router_pb2.RemoveBackgroundStep) -> router_pb2.Res
     return MASK if message.options.result == segment_pb2.BACKGROUND_OUTPUT_MASK else IMAGE
 
 
-def _holding(request: Any, **pictures: images_pb2.Image) -> Any:
+def _one_image(result: Any) -> list[images_pb2.Image]:
+    return [result.image]
+
+
+def _one_mask(result: Any) -> list[images_pb2.Image]:
+    return [result.mask]
+
+
+def _all_images(result: Any) -> list[images_pb2.Image]:
+    return [result.image, *result.more_images]
+
+
+def _holding(request: _Request, **pictures: images_pb2.Image) -> _Request:
     """Return the request with pictures in it. CopyFrom copies; a constructor serialises and parses, which takes many
     times as long for megabytes."""
     for field, picture in pictures.items():
@@ -111,6 +132,13 @@ def _edit_mask_request(
     return request
 
 
+def _edit_request(
+    message: router_pb2.EditStep, images: Sequence[images_pb2.Image], output: images_pb2.OutputOptions
+) -> diffusion_pb2.EditRequest:
+    request = diffusion_pb2.EditRequest(prompt=message.prompt, options=message.options, output=output)
+    return _holding(request, **dict(zip(("image", "mask"), images, strict=False)))
+
+
 OPERATIONS: dict[str, Operation] = {
     "inpaint": Operation(
         server="inpaint",
@@ -120,7 +148,7 @@ OPERATIONS: dict[str, Operation] = {
         request=lambda message, images, output: _holding(
             inpaint_pb2.InpaintRequest(options=message.options, output=output), image=images[0], mask=images[1]
         ),
-        result=lambda result: result.image,
+        results=_one_image,
     ),
     "segment": Operation(
         server="segment",
@@ -130,8 +158,8 @@ OPERATIONS: dict[str, Operation] = {
         request=lambda message, images, output: _holding(
             segment_pb2.SegmentRequest(options=message.options, output=output), image=images[0]
         ),
-        result=lambda result: result.mask,
-        needs_options=True,
+        results=_one_mask,
+        needs=("options",),
     ),
     "remove_background": Operation(
         server="segment",
@@ -141,7 +169,7 @@ OPERATIONS: dict[str, Operation] = {
         request=lambda message, images, output: _holding(
             segment_pb2.RemoveBackgroundRequest(options=message.options, output=output), image=images[0]
         ),
-        result=lambda result: result.image,
+        results=_one_image,
     ),
     "upscale": Operation(
         server="postprocess",
@@ -151,7 +179,7 @@ OPERATIONS: dict[str, Operation] = {
         request=lambda message, images, output: _holding(
             postprocess_pb2.UpscaleRequest(options=message.options, output=output), image=images[0]
         ),
-        result=lambda result: result.image,
+        results=_one_image,
     ),
     "mask": Operation(
         server="postprocess",
@@ -159,7 +187,7 @@ OPERATIONS: dict[str, Operation] = {
         gives=lambda message: MASK,
         method=lambda channel: postprocess_pb2_grpc.PostprocessServiceStub(channel).EditMask,
         request=_edit_mask_request,
-        result=lambda result: result.mask,
+        results=_one_mask,
     ),
     "convert": Operation(
         server="postprocess",
@@ -169,7 +197,38 @@ OPERATIONS: dict[str, Operation] = {
         request=lambda message, images, output: _holding(
             postprocess_pb2.ConvertRequest(output=output), image=images[0]
         ),
-        result=lambda result: result.image,
+        results=_one_image,
+    ),
+    "generate": Operation(
+        server="diffusion",
+        slots=lambda message: [],
+        gives=lambda message: IMAGE,
+        method=lambda channel: diffusion_pb2_grpc.DiffusionServiceStub(channel).Generate,
+        request=lambda message, images, output: diffusion_pb2.GenerateRequest(
+            prompt=message.prompt, options=message.options, output=output
+        ),
+        results=_all_images,
+        needs=("prompt",),
+    ),
+    "edit": Operation(
+        server="diffusion",
+        slots=_picture_and_perhaps_mask,
+        gives=lambda message: IMAGE,
+        method=lambda channel: diffusion_pb2_grpc.DiffusionServiceStub(channel).Edit,
+        request=_edit_request,
+        results=_all_images,
+    ),
+    "outpaint": Operation(
+        server="diffusion",
+        slots=_picture,
+        gives=lambda message: IMAGE,
+        method=lambda channel: diffusion_pb2_grpc.DiffusionServiceStub(channel).Outpaint,
+        request=lambda message, images, output: _holding(
+            diffusion_pb2.OutpaintRequest(prompt=message.prompt, options=message.options, output=output),
+            image=images[0],
+        ),
+        results=_all_images,
+        needs=("options",),
     ),
 }
 
