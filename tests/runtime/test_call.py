@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import threading
 import time
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import grpc
@@ -16,7 +18,8 @@ import pytest
 
 from limner.core import errors
 from limner.core.errors import BadArgument, BadImage, Overloaded
-from limner.runtime.call import Mailbox, stream
+from limner.runtime.call import Joining, Mailbox, stream
+from limner.runtime.job import Job
 from limner.runtime.messages import check_enum
 from limner.runtime.status import from_status
 from limner.v1.images_pb2 import Image
@@ -447,3 +450,83 @@ async def test_a_mailbox_keeps_the_latest_of_each_kind_and_wakes_its_reader_once
     assert woken == 1
     taken = [await mailbox.take() for _ in range(4)]
     assert taken == [("progress", 9999), ("preview", 9999), ("result", "picture"), None]
+
+
+async def test_a_mailbox_keeps_the_latest_preview_of_each_picture():
+    mailbox = Mailbox()
+    job = Job(seed=0, previews=True, deadline=None, publish=mailbox.put)
+    mailbox.put("started", None)
+    for step in range(1, 4):
+        for image_index in range(3):
+            job.preview(Image(encoded=b"x"), step * 10 + image_index, image_index)
+    mailbox.close()
+    assert await mailbox.take() == ("started", None)
+    previews = [(await mailbox.take())[1] for _ in range(3)]
+    assert [(preview.image_index, preview.step) for preview in previews] == [(0, 30), (1, 31), (2, 32)]
+    assert await mailbox.take() is None
+
+
+def joining(model, run):
+    """Let the model's calls join a turn that does `run`."""
+    join = Joining(run, key=lambda data: "a", size=lambda data: 1, most=lambda data: 4)
+    plain = model.work
+    model.work = lambda request: replace(plain(request), run=join)
+
+
+async def test_calls_that_join_a_turn_are_told_that_they_have_begun_and_get_their_own_results(house, model):
+    turns = []
+
+    def run(arrivals):
+        turns.append([])
+        waiting = []
+        while waiting or not arrivals.close():
+            arrivals.wait(5)
+            come = arrivals.take()
+            turns[-1] += [member.given for member in come]
+            waiting += come
+            if any(member.given == b"last" for member in waiting):
+                while waiting:
+                    member = waiting.pop()
+                    with member.job.stage("together"):
+                        member.succeed(member.given[::-1])
+
+    joining(model, run)
+    calls = [house.call(b"one")]
+    while (await anext(aiter(calls[0]))).WhichOneof("event") != "started":
+        pass
+    calls += [house.call(b"two"), house.call(b"last")]
+    results = [await asyncio.wait_for(events(call), 5) for call in calls]
+    assert [got[-2][1].result.image.encoded for got in results] == [b"eno", b"owt", b"tsal"]
+    assert [[name for name, _ in got].count("started") for got in results[1:]] == [1, 1]
+    stages = [timing.stage for timing in results[1][-1][1].finished.timings]
+    assert stages == ["queue", "decode", "together", "encode"]
+    assert turns[0][0] == b"one"
+    assert sorted(itertools.chain(*turns)) == [b"last", b"one", b"two"]
+
+
+async def test_a_call_that_is_over_when_it_joins_is_never_worked_on(house, model):
+    seen, go = [], threading.Event()
+
+    def run(arrivals):
+        go.wait(5)
+        while not arrivals.close():
+            for member in arrivals.take():
+                seen.append(member.given)
+                member.succeed(b"")
+
+    joining(model, run)
+    first = house.call(b"0")
+    await house.until(lambda: house.device.busy)
+    second = house.call(b"1")
+    await house.until(lambda: house.device._running == 2)
+    second.cancel()
+    await asyncio.sleep(0.05)
+    go.set()
+    await events(first)
+    await house.until(lambda: not house.device.busy)
+    assert seen == [b"0"]
+
+
+async def test_finished_tells_what_the_result_was_made_from(house, model):
+    model.before_step = lambda job, step: job.parameters.update(sampler="euler")
+    assert (await events(house.call()))[-1][1].finished.parameters == {"sampler": "euler"}

@@ -265,7 +265,7 @@ class Device:
     async def help(self, function: Callable[[], T]) -> T:
         """Run `function` on one of the helper threads, with this task's context variables."""
         context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._helpers, context.run, _contained, function)
+        return await asyncio.get_running_loop().run_in_executor(self._helpers, context.run, contained, function)
 
     def close(self) -> None:
         """Take no new calls and let the threads end once their work does. Waits for nothing."""
@@ -335,7 +335,7 @@ class Device:
     ) -> None:
         """On the device's thread: do a turn's work."""
         try:
-            _contained(lambda: work(seats))
+            contained(lambda: work(seats))
         except Exception as error:
             for seat in seats:
                 seat.fail(error)
@@ -405,7 +405,7 @@ class Device:
     ) -> None:
         """On the device's thread: do an open turn's work."""
         try:
-            _contained(lambda: work(intake))
+            contained(lambda: work(intake))
         except Exception as error:
             intake._end(error)
         else:
@@ -506,7 +506,7 @@ def _hand_over(ticket: Ticket, result: Any, error: Exception | None) -> None:
             ticket._done.set_exception(error)
 
 
-def _contained(function: Callable[[], T]) -> T:
+def contained(function: Callable[[], T]) -> T:
     """Call `function` and let nothing out but ordinary exceptions: a library's SystemExit would end the server, and a
     StopIteration or CancelledError would leave the call waiting for ever."""
     try:

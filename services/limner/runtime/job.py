@@ -40,6 +40,11 @@ class Job:
         self._publish = publish
         self._cancelled = False
 
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the deadline, which may have passed; None without one."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
     def cancel(self) -> None:
         """End the work at its next check. Safe from any thread, and as often as one likes."""
         self._cancelled = True

@@ -44,8 +44,23 @@ refused = _meter.create_counter("limner.refused", "{call}", "Calls refused befor
 calls_at_once = _meter.create_histogram(
     "limner.device.calls_at_once",
     "{call}",
-    "Calls that a device did in one turn",
+    "Calls that a device did in one turn; of turns that calls join and leave, how many were there as one joined",
     explicit_bucket_boundaries_advisory=[1, 2, 3, 4, 8, 16],
+)
+step_duration = _meter.create_histogram(
+    "limner.diffusion.step.duration",
+    "s",
+    "Wall-clock time of a diffusion model's evaluations, whatever the number of pictures in them, by model",
+    explicit_bucket_boundaries_advisory=_SECONDS,
+)
+pictures_at_once = _meter.create_histogram(
+    "limner.diffusion.pictures_at_once",
+    "{picture}",
+    "Pictures that a diffusion model advanced in one evaluation, by model",
+    explicit_bucket_boundaries_advisory=[1, 2, 3, 4, 8, 16],
+)
+pictures_active = _meter.create_up_down_counter(
+    "limner.diffusion.pictures_active", "{picture}", "Pictures under way, by model"
 )
 
 run_duration = _meter.create_histogram(
