@@ -10,6 +10,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -56,6 +57,18 @@ def _helper(
     return run_job
 
 
+def _maker(
+    write: Callable[_P, Job],
+) -> Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, Result]]:
+    """As `_helper`, for what has more to tell than one picture: the method returns the Result."""
+
+    async def make(self: AsyncClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Result:
+        return await self.job_result(write(*args, **kwargs))
+
+    jobs.present_as(make, write, "Result")
+    return make
+
+
 class AsyncClient:
     """A connection to a router.
 
@@ -95,7 +108,7 @@ class AsyncClient:
     def run(
         self,
         pipeline: router_pb2.Pipeline,
-        inputs: Mapping[str, ImageSource],
+        inputs: Mapping[str, ImageSource] | None = None,
         *,
         previews: bool = False,
         intermediates: bool = False,
@@ -118,7 +131,9 @@ class AsyncClient:
             linger=_duration(linger),
             inline_limit_bytes=self.inline_limit,
         )
-        return AsyncRun(self, request, inputs, linger=linger, timeout=self.timeout if timeout is None else timeout)
+        return AsyncRun(
+            self, request, inputs or {}, linger=linger, timeout=self.timeout if timeout is None else timeout
+        )
 
     def watch(self, run_id: str, after_sequence: int = 0, *, timeout: float | None = None) -> AsyncRun:
         """Follows a run that somebody else began, from the event after `after_sequence`."""
@@ -128,19 +143,56 @@ class AsyncClient:
 
     async def run_job(self, job: Job) -> bytes:
         """Runs a job of `limner.client.jobs` and returns its picture, an image file."""
+        return (await self.job_result(job)).data
+
+    async def job_result(self, job: Job) -> Result:
+        """Runs a job of `limner.client.jobs` and returns its result: all pictures, and what they were made from."""
         async with self.run(job.pipeline, job.inputs) as run:
-            return (await run.wait())[job.result]
+            await run.wait()
+            return run.results[job.result]
 
     erase = _helper(jobs.erase)
     segment = _helper(jobs.segment)
     upscale = _helper(jobs.upscale)
     remove_background = _helper(jobs.remove_background)
     convert = _helper(jobs.convert)
+    generate = _maker(jobs.generate)
+    edit = _maker(jobs.edit)
+    outpaint = _maker(jobs.outpaint)
 
     async def models(self, task: str = "") -> list[models_pb2.Model]:
         """The models of all healthy servers, or those of one task, such as `inpaint`."""
         stub = models_pb2_grpc.ModelServiceStub(self.channel())
         return list((await self.call(stub.ListModels, models_pb2.ListModelsRequest(task=task))).models)
+
+    async def load_model(
+        self, name: str, *, tell: Callable[[models_pb2.LoadModelResponse], None] = lambda event: None
+    ) -> models_pb2.Model:
+        """Has every server that offers the model load it; `tell` gets the events as they come."""
+        stub = models_pb2_grpc.ModelServiceStub(self.channel())
+        return await self._model_after(stub.LoadModel, models_pb2.LoadModelRequest(name=name), tell)
+
+    async def unload_model(
+        self, name: str, *, tell: Callable[[models_pb2.UnloadModelResponse], None] = lambda event: None
+    ) -> models_pb2.Model:
+        """Has every server that offers the model unload it, once the calls that use it have ended."""
+        stub = models_pb2_grpc.ModelServiceStub(self.channel())
+        return await self._model_after(stub.UnloadModel, models_pb2.UnloadModelRequest(name=name), tell)
+
+    async def _model_after(
+        self, method: Callable[..., Any], request: Any, tell: Callable[[Any], None]
+    ) -> models_pb2.Model:
+        model = models_pb2.Model()
+        call = method(request, timeout=self.timeout, metadata=trace_metadata())
+        try:
+            with _client_errors(self.address):
+                async for event in call:
+                    tell(event)
+                    if event.HasField("result"):
+                        model = event.result
+        finally:
+            call.cancel()
+        return model
 
     async def status(self) -> router_pb2.GetStatusResponse:
         """How the router and its servers are."""
@@ -271,7 +323,8 @@ class AsyncRun:
         return await anext(self._events)
 
     async def wait(self) -> dict[str, bytes]:
-        """Reads to the end; the results by step, as image files. Raises RequestFailed if the run fails."""
+        """Reads to the end; the results by step, as image files; of a step that makes several pictures the first, the
+        others are in `results`. Raises RequestFailed if the run fails."""
         async for _ in self:
             pass
         return {step: result.data for step, result in self.results.items()}
@@ -356,9 +409,11 @@ class AsyncRun:
             image = event.result.image
             if image.HasField("blob_id"):
                 image = images_pb2.Image(encoded=await self._client.download(image.blob_id))
-            self.results[event.step] = results.from_event(event, image)
+            self.results[event.step] = results.add(self.results.get(event.step), event, image)
         elif kind == "finished":
             self.seconds[event.step] = _seconds(event.time) - began
+            if event.step in self.results:
+                self.results[event.step] = replace(self.results[event.step], finished=event.finished)
         elif kind in ("run_finished", "run_failed"):
             self._ended = True
 

@@ -24,6 +24,7 @@ from limner.client import pictures
 from limner.client.asynchronous import AsyncClient
 from limner.client.errors import Overloaded, RequestFailed, Unavailable, is_lost_connection
 from limner.client.options import write_whole
+from limner.client.results import Result
 from limner.v1 import router_pb2
 
 JOURNAL = ".limner-batch.jsonl"
@@ -248,13 +249,14 @@ async def _do(
 
 async def _patiently(
     client: AsyncClient, pipeline: router_pb2.Pipeline, data: Mapping[str, bytes]
-) -> Mapping[str, bytes]:
+) -> Mapping[str, Result]:
     """Runs the pipeline, coming again when the servers say that they have too much to do, or the router restarts."""
     began = time.monotonic()
     while True:
         try:
             async with client.run(pipeline, data) as run:
-                return await run.wait()
+                await run.wait()
+                return run.results
         except Overloaded as failure:
             if failure.reason != "OVERLOADED" or time.monotonic() - began > _PATIENCE_SECONDS:
                 raise
@@ -274,20 +276,23 @@ def _key(pipeline: router_pb2.Pipeline, place: str, data: Mapping[str, bytes]) -
     return digest.hexdigest()
 
 
-def _write(results: Mapping[str, bytes], item: Item, output: Path, sources: Collection[Path]) -> tuple[str, ...]:
-    """Writes an item's results, of several steps into a folder a step; their paths within the output folder.
+def _write(results: Mapping[str, Result], item: Item, output: Path, sources: Collection[Path]) -> tuple[str, ...]:
+    """Writes an item's results, of several steps into a folder a step, of a step that makes several pictures into a
+    folder a picture, `1` and so on; their paths within the output folder.
 
     Never over what any item is made from.
     """
     written = []
-    for step, data in results.items():
-        place = f"{step}/{item.place}" if len(results) > 1 else item.place
-        path = output / f"{place}{pictures.suffix_of(data)}"
-        if path.resolve() in sources:
-            raise ValueError(f"its result would overwrite {path}, which is an input; choose another output folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
-        written.append(path.relative_to(output).as_posix())
+    for step, result in results.items():
+        place = f"{step}/" if len(results) > 1 else ""
+        for number, data in enumerate(result.files, start=1):
+            folder = f"{place}{number}/" if result.more else place
+            path = output / f"{folder}{item.place}{pictures.suffix_of(data)}"
+            if path.resolve() in sources:
+                raise ValueError(f"its result would overwrite {path}, which is an input; choose another output folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
+            written.append(path.relative_to(output).as_posix())
     return tuple(written)
 
 

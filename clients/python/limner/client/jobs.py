@@ -8,9 +8,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
+from limner.client.making import Making, generate_options
 from limner.client.pictures import ImageSource
-from limner.v1 import images_pb2, inpaint_pb2, postprocess_pb2, router_pb2, segment_pb2
+from limner.v1 import diffusion_pb2, images_pb2, inpaint_pb2, postprocess_pb2, router_pb2, segment_pb2
 
 Point = tuple[float, float]
 Rectangle = tuple[int, int, int, int]
@@ -50,22 +52,7 @@ def erase(
     the upright picture. The mask grows by `grow` pixels and gets an edge that is soft over `feather` pixels; by default
     not at all if it was given, by 8 and 4 if the object was found. `strategy` is auto, original, resize or crop.
     """
-    if (mask is None) == (not clicks and not boxes):
-        raise ValueError("say what to erase: by a mask, or by clicks and boxes, not both")
-    steps, inputs, masked = [], {"source": image}, "mask"
-    if mask is not None:
-        if avoid:
-            raise ValueError("points to avoid go with clicks and boxes, not with a mask")
-        inputs["mask"] = mask
-    else:
-        steps.append(router_pb2.Step(name="segment", segment=_segment_step(clicks, avoid, boxes)))
-        masked = "segment"
-        grow = FOUND_GROW_PX if grow is None else grow
-        feather = FOUND_FEATHER_PX if feather is None else feather
-    if operations := _soften(grow, feather):
-        options = postprocess_pb2.EditMaskOptions(operations=operations)
-        steps.append(router_pb2.Step(name="soften", mask=router_pb2.MaskStep(masks=[masked], options=options)))
-        masked = "soften"
+    steps, inputs, masked = _area(image, mask, clicks, avoid, boxes, grow, feather)
     fill = inpaint_pb2.InpaintOptions(model=model, seed=seed)
     if strategy is not None:
         fill.strategy = _strategy(strategy)
@@ -147,13 +134,98 @@ def convert(
     return _single(step, image, format, quality, bit_depth)
 
 
-def present_as(method: Callable[..., object], write: Callable[..., Job]) -> None:
+def generate(
+    prompt: str,
+    *,
+    format: str | None = None,  # noqa: A002
+    quality: int | None = None,
+    **making: Unpack[Making],
+) -> Job:
+    """Makes pictures that show what the prompt says, PNG files unless `format` says otherwise.
+
+    `making` says how: model, negative_prompt, width, height, steps, guidance, seed, count, sampler, shift, text_length,
+    truncate, skip_layers, step_cache, loras, preview_interval and weight, as in `limner.client.making.Making`.
+    """
+    step = router_pb2.GenerateStep(prompt=prompt, options=generate_options(making))
+    steps = [router_pb2.Step(name="generate", generate=step, output=_output(format, quality))]
+    return Job(router_pb2.Pipeline(steps=steps, outputs=["generate"]), {}, "generate")
+
+
+def edit(
+    image: ImageSource,
+    prompt: str = "",
+    *,
+    mask: ImageSource | None = None,
+    clicks: Sequence[Point] = (),
+    avoid: Sequence[Point] = (),
+    boxes: Sequence[Rectangle] = (),
+    grow: int | None = None,
+    feather: int | None = None,
+    strength: float | None = None,
+    crop_margin: int | None = None,
+    format: str | None = None,  # noqa: A002
+    quality: int | None = None,
+    **making: Unpack[Making],
+) -> Job:
+    """Makes anew what the mask covers, or the object that clicks and boxes point at, as `erase` takes them; without
+    any, changes the whole picture, as far as `strength` (over 0, to 1) says. Without a prompt it gives variations.
+
+    With a mask the model sees `crop_margin` pixels around it. `making` is that of `generate`.
+    """
+    options = diffusion_pb2.EditOptions(
+        generate=generate_options(making), strength=strength, crop_margin_px=crop_margin
+    )
+    step = router_pb2.EditStep(prompt=prompt, options=options)
+    steps: list[router_pb2.Step] = []
+    inputs = {"source": image}
+    if mask is not None or clicks or boxes:
+        steps, inputs, step.mask = _area(image, mask, clicks, avoid, boxes, grow, feather)
+    elif avoid or grow or feather:
+        raise ValueError("points to avoid, grow and feather go with a mask, clicks or boxes")
+    steps.append(router_pb2.Step(name="edit", edit=step, output=_output(format, quality)))
+    return Job(router_pb2.Pipeline(steps=steps, outputs=["edit"]), inputs, "edit")
+
+
+def outpaint(
+    image: ImageSource,
+    prompt: str = "",
+    *,
+    left: int = 0,
+    top: int = 0,
+    right: int = 0,
+    bottom: int = 0,
+    feather: int | None = None,
+    strength: float | None = None,
+    format: str | None = None,  # noqa: A002
+    quality: int | None = None,
+    **making: Unpack[Making],
+) -> Job:
+    """Extends the picture by so many pixels on its sides. The seam is blended over `feather` pixels of the picture, 16
+    by default; `strength` is how far the result may be from a plain continuation, over 0, to 1. `making` is that of
+    `generate`.
+    """
+    if not (left or top or right or bottom):
+        raise ValueError("say how far to extend the picture: left, top, right or bottom")
+    options = diffusion_pb2.OutpaintOptions(
+        generate=generate_options(making),
+        left_px=left,
+        top_px=top,
+        right_px=right,
+        bottom_px=bottom,
+        feather_px=feather,
+        strength=strength,
+    )
+    step = router_pb2.Step(name="outpaint", outpaint=router_pb2.OutpaintStep(prompt=prompt, options=options))
+    return _single(step, image, format, quality)
+
+
+def present_as(method: Callable[..., object], write: Callable[..., Job], gives: str = "bytes") -> None:
     """Gives a client's method the name, documentation and signature of the function here that it runs."""
     signature = inspect.signature(write)
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [itself, *signature.parameters.values()]
     method.__name__, method.__doc__ = write.__name__, write.__doc__
-    method.__dict__["__signature__"] = signature.replace(parameters=parameters, return_annotation="bytes")
+    method.__dict__["__signature__"] = signature.replace(parameters=parameters, return_annotation=gives)
 
 
 def _single(
@@ -169,6 +241,35 @@ def _single(
 
 def _output(format: str | None, quality: int | None, bit_depth: int | None = None) -> images_pb2.OutputOptions:  # noqa: A002
     return images_pb2.OutputOptions(format=format, quality=quality, bit_depth=bit_depth)
+
+
+def _area(
+    image: ImageSource,
+    mask: ImageSource | None,
+    clicks: Sequence[Point],
+    avoid: Sequence[Point],
+    boxes: Sequence[Rectangle],
+    grow: int | None,
+    feather: int | None,
+) -> tuple[list[router_pb2.Step], dict[str, ImageSource], str]:
+    """The steps that make a mask, all that goes in, and the mask's name."""
+    if (mask is None) == (not clicks and not boxes):
+        raise ValueError("say where: by a mask, or by clicks and boxes, not both")
+    steps, inputs, masked = [], {"source": image}, "mask"
+    if mask is not None:
+        if avoid:
+            raise ValueError("points to avoid go with clicks and boxes, not with a mask")
+        inputs["mask"] = mask
+    else:
+        steps.append(router_pb2.Step(name="segment", segment=_segment_step(clicks, avoid, boxes)))
+        masked = "segment"
+        grow = FOUND_GROW_PX if grow is None else grow
+        feather = FOUND_FEATHER_PX if feather is None else feather
+    if operations := _soften(grow, feather):
+        options = postprocess_pb2.EditMaskOptions(operations=operations)
+        steps.append(router_pb2.Step(name="soften", mask=router_pb2.MaskStep(masks=[masked], options=options)))
+        masked = "soften"
+    return steps, inputs, masked
 
 
 def _segment_step(

@@ -40,6 +40,16 @@ def _helper(write: Callable[_P, Job]) -> Callable[Concatenate[Client, _P], bytes
     return run_job
 
 
+def _maker(write: Callable[_P, Job]) -> Callable[Concatenate[Client, _P], Result]:
+    """As in `asynchronous`."""
+
+    def make(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> Result:
+        return self.job_result(write(*args, **kwargs))
+
+    jobs.present_as(make, write, "Result")
+    return make
+
+
 class Client:
     """A connection to a router; any thread may use it. Arguments, methods and errors are AsyncClient's.
 
@@ -76,7 +86,7 @@ class Client:
     def run(
         self,
         pipeline: router_pb2.Pipeline,
-        inputs: Mapping[str, ImageSource],
+        inputs: Mapping[str, ImageSource] | None = None,
         *,
         previews: bool = False,
         intermediates: bool = False,
@@ -107,15 +117,30 @@ class Client:
         """Runs a job of `limner.client.jobs` and returns its picture, an image file."""
         return _call(self._client.run_job(job))
 
+    def job_result(self, job: Job) -> Result:
+        """Runs a job of `limner.client.jobs` and returns its result: all pictures, and what they were made from."""
+        return _call(self._client.job_result(job))
+
     erase = _helper(jobs.erase)
     segment = _helper(jobs.segment)
     upscale = _helper(jobs.upscale)
     remove_background = _helper(jobs.remove_background)
     convert = _helper(jobs.convert)
+    generate = _maker(jobs.generate)
+    edit = _maker(jobs.edit)
+    outpaint = _maker(jobs.outpaint)
 
     def models(self, task: str = "") -> list[models_pb2.Model]:
         """The models of all healthy servers, or those of one task, such as `inpaint`."""
         return _call(self._client.models(task))
+
+    def load_model(self, name: str) -> models_pb2.Model:
+        """Has every server that offers the model load it."""
+        return _call(self._client.load_model(name))
+
+    def unload_model(self, name: str) -> models_pb2.Model:
+        """Has every server that offers the model unload it, once the calls that use it have ended."""
+        return _call(self._client.unload_model(name))
 
     def status(self) -> router_pb2.GetStatusResponse:
         """How the router and its servers are."""
@@ -189,7 +214,8 @@ class Run:
         return await anext(self._run, None)
 
     def wait(self) -> dict[str, bytes]:
-        """Reads to the end; the results by step, as image files. Raises RequestFailed if the run fails."""
+        """Reads to the end; the results by step, as image files; of a step that makes several pictures the first, the
+        others are in `results`. Raises RequestFailed if the run fails."""
         return _call(self._run.wait())
 
     def cancel(self) -> None:
