@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BASE ?= origin/main
 
-.PHONY: help install lock protos check-protos format check test demo serve bench bench-inpaint bench-quality clean
+.PHONY: help install lock protos check-protos format check test demo serve bench bench-inpaint bench-diffusion bench-quality clean
 
 help: ## List these commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: install ## Measure, and write out/bench/results.json
 
 bench-inpaint: install ## Measure the inpainting networks, by engine, precision and crowd; write out/bench/inpaint.json
 	$(BIN)/python -m bench.inpaint
+
+bench-diffusion: install ## Measure the diffusion server against diffusers, and with a GPU the published sizes; write out/bench/diffusion.json
+	$(BIN)/python -m bench.diffusion
 
 bench-quality: install ## Compare fills on photographs with known holes; write out/quality/grid.png
 	$(BIN)/python -m bench.quality
