@@ -163,7 +163,7 @@ def _unfitting(lora: Lora, faults: Sequence[str], count: int) -> BadArgument:
     return BadArgument(
         f"LoRA {lora.name!r} was made for another model: {len(faults)} of its {count} layers don't fit: "
         f"{', '.join(faults[:_SHOWN])}{more}; take one that was trained for this model",
-        field="options.loras",
+        field="loras",
         metadata={"lora": lora.name},
     )
 
