@@ -1,0 +1,151 @@
+"""Brings a model's parts into memory as planned: from a diffusers folder, or from a single file with its text encoders.
+Knows neither requests nor which models there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, AutoencoderTiny
+from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
+
+from limner.core.errors import ModelNotInstalled
+from limner.diffusion.encoders import Encoder, find_encoders
+from limner.diffusion.plan import Plan
+from limner.diffusion.sd3.components import Components
+from limner.diffusion.sd3.transformer import Transformer
+from limner.diffusion.single_file import read_clip, read_t5, read_transformer, read_vae
+from limner.diffusion.sources import Place
+
+PARTS = 4  # that loading is told in: text encoders, transformer, VAE, all where they belong
+
+FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+"""What diffusers and transformers tell of weights that don't fit, and would fill up with noise."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+transformers.logging.disable_progress_bar()  # they would write to the server's log
+diffusers.utils.logging.disable_progress_bar()
+
+
+def load_sd3(
+    place: Place,
+    plan: Plan,
+    *,
+    text_encoders: str = "",
+    hub_cache: str = "",
+    preview_decoder: str = "",
+    step: Callable[[int], None] = lambda done: None,
+) -> Components:
+    """Return the parts of an SD3 model, each in evaluation mode, where and in what the plan says.
+
+    `step` is told after each of PARTS. Raises ModelNotInstalled for what is missing or of another shape."""
+    device, dtype = torch.device(plan.placement.device), DTYPES[plan.dtype]
+    encoders = find_encoders(place, text_encoders, cache=hub_cache, t5=plan.t5)
+    text_dtype = DTYPES[plan.text_dtype]
+    clip_l, clip_g = (_clip(encoders[name], text_dtype) for name in ("text_encoder", "text_encoder_2"))
+    t5 = _t5(encoders["text_encoder_3"], text_dtype) if "text_encoder_3" in encoders else None
+    step(1)
+    transformer = _transformer(place, dtype)
+    step(2)
+    components = Components(
+        transformer=transformer,
+        text_encoder=clip_l,
+        text_encoder_2=clip_g,
+        text_encoder_3=t5,
+        tokenizer=_tokenizer(encoders["text_encoder"]),
+        tokenizer_2=_tokenizer(encoders["text_encoder_2"]),
+        tokenizer_3=_tokenizer(encoders["text_encoder_3"]) if t5 is not None else None,
+        vae=_vae(place, DTYPES[plan.vae_dtype]),
+        device=device,
+        dtype=dtype,
+        preview_decoder=_preview_decoder(preview_decoder, dtype, device),
+    )
+    step(3)
+    _settle(components, plan)
+    step(4)
+    return components
+
+
+def _settle(components: Components, plan: Plan) -> None:
+    """Bring what was read to where it runs."""
+    device = components.device
+    components.transformer.fuse()
+    components.transformer.to(device)
+    components.vae.to(device, memory_format=torch.channels_last)
+    for encoder in (components.text_encoder, components.text_encoder_2, components.text_encoder_3):
+        if encoder is not None and plan.text_encoders == "device":
+            encoder.to(device)
+    for module in (components.transformer, components.vae, components.text_encoder, components.text_encoder_2):
+        module.eval().requires_grad_(False)
+    if components.text_encoder_3 is not None:
+        components.text_encoder_3.eval().requires_grad_(False)
+
+
+def _transformer(place: Place, dtype: torch.dtype) -> Transformer:
+    if place.is_file:
+        return read_transformer(place, dtype)
+    transformer: Transformer = _from_folder(Transformer, place.path / "transformer", torch_dtype=dtype)
+    return transformer
+
+
+def _vae(place: Place, dtype: torch.dtype) -> AutoencoderKL:
+    if place.is_file:
+        return read_vae(place, dtype)
+    return _from_folder(AutoencoderKL, place.path / "vae", torch_dtype=dtype)
+
+
+def _clip(encoder: Encoder, dtype: torch.dtype) -> CLIPTextModelWithProjection:
+    if encoder.path.is_file():
+        return read_clip(encoder, dtype)
+    return _from_folder(CLIPTextModelWithProjection, encoder.path, dtype=dtype)
+
+
+def _t5(encoder: Encoder, dtype: torch.dtype) -> T5EncoderModel:
+    if encoder.path.is_file():
+        return read_t5(encoder, dtype)
+    return _from_folder(T5EncoderModel, encoder.path, dtype=dtype)
+
+
+def _tokenizer(encoder: Encoder) -> PreTrainedTokenizerBase:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder.tokenizer, local_files_only=True)
+    if encoder.name == "text_encoder_2" and encoder.path.is_file():
+        tokenizer.pad_token = "!"  # OpenCLIP fills up with the token 0
+    return tokenizer
+
+
+def _preview_decoder(folder: str, dtype: torch.dtype, device: torch.device) -> AutoencoderTiny | None:
+    if not folder:
+        return None
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise ModelNotInstalled(f"preview_decoder: there is no config.json in {path}; name the folder that has it")
+    decoder = _from_folder(AutoencoderTiny, path, torch_dtype=dtype)
+    return decoder.to(device).eval().requires_grad_(False)
+
+
+def _from_folder(kind: Any, path: Path, **options: Any) -> Any:
+    try:
+        model, found = kind.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelNotInstalled(
+            f"{path} can't be loaded as {kind.__name__}: {_short(error)}; fetch the model anew, or take one of the "
+            "published architecture"
+        ) from error
+    if faults := [f"{len(found[kind])} {kind.replace('_', ' ')}" for kind in FAULTS if found[kind]]:
+        first = next(str(key) for kind in FAULTS for key in sorted(found[kind], key=str))
+        raise ModelNotInstalled(
+            f"{path} does not fit its configuration: {', '.join(faults)}, such as {first}; fetch the model anew"
+        )
+    return model
+
+
+def _short(error: Exception) -> str:
+    lines = " ".join(str(error).split())
+    return lines if len(lines) < 300 else f"{lines[:300]}…"
