@@ -110,7 +110,7 @@ class Bench:
         transformer = self._random(Transformer)
         transformer.fuse()
         if compiled:
-            transformer.compile_repeated_blocks()
+            transformer.compile_blocks()
 
         def run(count: int, steps: int, guidance: float) -> None:
             text, pooled = self._prompts(count * (2 if guidance > 1 else 1))

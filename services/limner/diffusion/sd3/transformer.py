@@ -11,6 +11,9 @@ from diffusers import SD3Transformer2DModel
 from limner.diffusion.sd3.attention import fuse_projections
 
 
+RECOMPILE_LIMIT = 64
+
+
 class Transformer(SD3Transformer2DModel):
     """Loads like diffusers' class: from_config, from_pretrained. `fuse` it before it is used."""
 
@@ -22,6 +25,13 @@ class Transformer(SD3Transformer2DModel):
             for attention in (block.attn, block.attn2):
                 if attention is not None:
                     fuse_projections(attention)
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks, each kind once. The first call of a new kind of batch then takes seconds, up to a minute;
+        after a few, sizes are compiled as variables and no new ones are needed."""
+        dynamo = torch._dynamo.config  # kinds of blocks times kinds of batches: more than the usual 8
+        dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
+        self.compile_repeated_blocks()
 
     def forward(
         self,
