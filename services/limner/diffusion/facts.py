@@ -13,6 +13,7 @@ from limner.diffusion.variant import Variant
 
 STEP_COUNT = 28  # of SD3 models that are none of the published ones, as StableDiffusion3Pipeline's
 GUIDANCE_SCALE = 7.0
+LATENT_CHANNELS = 4  # of SD 1 and SDXL
 MOST_PIXELS_OF_USUAL = 4  # other models take pictures of at most so many times their usual size
 
 
@@ -123,12 +124,17 @@ def _legacy(place: Place) -> Variant:
     facts = MODELS["sdxl-inpaint" if place.family == "sdxl" else "sd1.5-inpaint"].VARIANT
     usual = facts.width
     default = facts.sampler
-    if not place.is_file:
+    if place.is_file:
+        channels = place.header[f"{SINGLE_FILE_PREFIX}input_blocks.0.0.weight"].shape[1]
+    else:
+        channels = place.config("unet")["in_channels"]
         reduction = 2 ** (len(place.config("vae")["block_out_channels"]) - 1)
         usual = place.config("unet")["sample_size"] * reduction
         default = {"PNDMScheduler": "PNDM", "EulerDiscreteScheduler": "Euler", "DDIMScheduler": "DDIM"}.get(
             place.config("scheduler").get("_class_name", ""), default
         )
+    if channels == LATENT_CHANNELS:  # with those of a masked picture beside them, it knows nothing but masks
+        facts = replace(facts, tasks=frozenset(("generate", "edit")))
     facts = replace(facts, name=place.name, samplers=first(default, LEGACY_SAMPLERS))
     if usual == facts.width:
         return facts

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from limner.core.card import ModelCard
 from limner.diffusion.models import sd3_medium, sd15_inpaint, sd35_large, sd35_large_turbo, sd35_medium, sdxl_inpaint
+from limner.diffusion.shape import Shape
 from limner.diffusion.variant import Variant
 
 
@@ -12,6 +13,7 @@ class Known(Protocol):
 
     CARD: ModelCard
     VARIANT: Variant
+    SHAPE: Shape
 
 
 MODELS: dict[str, Known] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from limner.diffusion.shape import Part, Shape
+
 LICENCE = "Stability AI Community License"  # free below a yearly revenue of one million US dollars
 PRECISIONS = ("fp32", "bf16", "fp16")
 SIZE_MULTIPLE = 16  # the VAE reduces by 8, and patches are of two
@@ -9,14 +11,18 @@ SHIFT = 3.0
 TEXT_LENGTH = 256  # tokens of T5, as StableDiffusion3Pipeline's default
 MAX_TEXT_LENGTH = 512
 MEGAPIXEL = 1 << 20
-TEXT_AND_VAE = 5_664_000_000  # parameters of both CLIPs, T5 and the VAE together, about
+CLIP_L = Part(123_650_304, linear=85_524_480, block=7_087_872)
+CLIP_G = Part(694_659_840, linear=630_784_000, block=19_677_440)
+T5_XXL = Part(4_762_310_656, linear=4_630_511_616, block=192_948_224)
+VAE = Part(83_819_683, linear=2_097_152)
 
 
-def memory(transformer_parameters: int) -> int:
-    """Return what a model of the family takes in bytes, in fp32."""
-    return 4 * (transformer_parameters + TEXT_AND_VAE)
+def shape(name: str, transformer: Part, width: int) -> Shape:
+    """Return the networks of a model of the family; the others are the same for all."""
+    return Shape(name, "sd3", transformer, (CLIP_L, CLIP_G), T5_XXL, VAE, width)
 
 
-def download(transformer_parameters: int) -> int:
-    """Return about how many bytes of it are fetched; the published files are in 16 bits."""
-    return 2 * (transformer_parameters + TEXT_AND_VAE)
+def value_count(model: Shape) -> int:
+    """Return how many values all networks together have: the published files have two bytes for each."""
+    parts = (model.denoiser, *model.clip, model.t5 or Part(0), model.vae)
+    return sum(part.values for part in parts)

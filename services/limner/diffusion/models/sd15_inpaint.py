@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from limner.core.card import ModelCard
 from limner.diffusion.models._samplers import LEGACY_SAMPLERS, first
+from limner.diffusion.shape import Part, Shape
 from limner.diffusion.variant import Variant
+
+SHAPE = Shape(
+    "sd1.5-inpaint",
+    "sd1",
+    Part(859_535_364, linear=270_049_280),
+    clip=(Part(123_060_480, linear=84_934_656),),
+    t5=None,
+    vae=Part(83_653_863, linear=2_097_152),
+    width=320,
+)
 
 CARD = ModelCard(
     name="sd1.5-inpaint",

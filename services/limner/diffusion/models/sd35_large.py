@@ -5,9 +5,10 @@ from __future__ import annotations
 from limner.core.card import ModelCard
 from limner.diffusion.models import _sd3
 from limner.diffusion.models._samplers import SD3_SAMPLERS, first
+from limner.diffusion.shape import Part
 from limner.diffusion.variant import Variant
 
-PARAMETERS = 8_056_627_520  # of the transformer, positions aside
+SHAPE = _sd3.shape("sd3.5-large", Part(8_146_280_768, linear=8_053_694_464, block=212_999_680), 2432)
 
 CARD = ModelCard(
     name="sd3.5-large",
@@ -20,10 +21,10 @@ CARD = ModelCard(
     size_multiple=_sd3.SIZE_MULTIPLE,
     minimum_side=512,
     precisions=_sd3.PRECISIONS,
-    memory_estimate_bytes=_sd3.memory(PARAMETERS),
+    memory_estimate_bytes=4 * _sd3.value_count(SHAPE),
     engine="torch",
     hub="stabilityai/stable-diffusion-3.5-large",
-    hub_bytes=_sd3.download(PARAMETERS),
+    hub_bytes=2 * _sd3.value_count(SHAPE),
 )
 
 # Steps, guidance and sampler as in CONFIGS of sd3_infer.py (Stability-AI/sd3.5).

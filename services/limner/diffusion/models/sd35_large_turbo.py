@@ -7,7 +7,10 @@ from dataclasses import replace
 from limner.core.card import ModelCard
 from limner.diffusion.models import _sd3, sd35_large
 from limner.diffusion.models._samplers import SD3_SAMPLERS, first
+from limner.diffusion.shape import Shape
 from limner.diffusion.variant import Variant
+
+SHAPE: Shape = replace(sd35_large.SHAPE, name="sd3.5-large-turbo")
 
 CARD: ModelCard = replace(
     sd35_large.CARD,

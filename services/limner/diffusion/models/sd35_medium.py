@@ -6,18 +6,19 @@ from dataclasses import replace
 
 from limner.core.card import ModelCard
 from limner.diffusion.models import _sd3, sd35_large
+from limner.diffusion.shape import Part
 from limner.diffusion.variant import Variant
 
-PARAMETERS = 2_243_171_520  # of the transformer, positions aside
+SHAPE = _sd3.shape("sd3.5-medium", Part(2_469_663_936, linear=2_241_822_720, block=101_506_944), 1536)
 
 CARD: ModelCard = replace(
     sd35_large.CARD,
     name="sd3.5-medium",
     description="Makes and edits pictures from text, with little memory. 0.25 to 2 megapixels.",
     source="https://huggingface.co/stabilityai/stable-diffusion-3.5-medium",
-    memory_estimate_bytes=_sd3.memory(PARAMETERS),
+    memory_estimate_bytes=4 * _sd3.value_count(SHAPE),
     hub="stabilityai/stable-diffusion-3.5-medium",
-    hub_bytes=_sd3.download(PARAMETERS),
+    hub_bytes=2 * _sd3.value_count(SHAPE),
 )
 
 # Steps, guidance and sampler as in CONFIGS of sd3_infer.py (Stability-AI/sd3.5).

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from limner.core.card import ModelCard
 from limner.diffusion.models._samplers import LEGACY_SAMPLERS, first
+from limner.diffusion.shape import Part, Shape
 from limner.diffusion.variant import Variant
+
+SHAPE = Shape(
+    "sdxl-inpaint",
+    "sdxl",
+    Part(2_567_478_084, linear=2_232_647_680),
+    clip=(Part(123_060_480, linear=84_934_656), Part(694_659_840, linear=630_784_000, block=19_677_440)),
+    t5=None,
+    vae=Part(83_653_863, linear=2_097_152),
+    width=320,
+)
 
 CARD = ModelCard(
     name="sdxl-inpaint",
