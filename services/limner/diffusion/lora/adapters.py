@@ -4,8 +4,8 @@ stay as they are. Knows neither files nor steps."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -89,7 +89,8 @@ class Adapters:
     @contextmanager
     def applied(self, component: str, rows: Sequence[Sequence[ScaledLora]]) -> Iterator[None]:
         """While in it, calls of the component by this thread add to row i of a batch of `len(rows)` what `rows[i]`
-        names. The batch is dimension 0 of everything in the component. Without LoRAs it costs nothing."""
+        names. The batch is dimension 0 of everything in the component. Without LoRAs it costs nothing; with them, what
+        was compiled runs as it was written."""
         changes: dict[torch.nn.Module, list[tuple[_Addition, _Run]]] = {}
         for run in _runs(rows):
             for addition in self._of(run.lora).get(component, ()):
@@ -100,7 +101,8 @@ class Adapters:
             for module, additions in changes.items()
         ]
         try:
-            yield
+            with _uncompiled(self._modules[component].values()) if hooks else nullcontext():
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -173,6 +175,14 @@ def _kind(module: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
     floats = (weight for weight in module.parameters() if weight.is_floating_point())
     weight = next(floats)
     return weight.device, weight.dtype
+
+
+def _uncompiled(modules: Iterable[torch.nn.Module]) -> AbstractContextManager[Any]:
+    """Hooks that come and go would have everything compiled anew for each step."""
+    if any(module._compiled_call_impl is not None for module in modules):
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    return nullcontext()
 
 
 def _runs(rows: Sequence[Sequence[ScaledLora]]) -> Iterator[_Run]:

@@ -1,5 +1,5 @@
-"""LoRAs for the transformer and the text encoders of SD3, as diffusers, peft, kohya's sd-scripts, OneTrainer and ComfyUI
-save them. Knows no model: whether layers fit one shows when they are attached."""
+"""LoRAs for the transformer and the text encoders of SD3, as diffusers, peft, kohya's sd-scripts, OneTrainer and
+ComfyUI save them. Knows no model: whether layers fit one shows when they are attached."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def lora_of(tensors: Mapping[str, torch.Tensor], name: str, metadata: Mapping[st
     downs, ups, alphas = (_by_layer(tensors, pattern) for pattern in (_DOWN, _UP, _ALPHA))
     components: dict[str, dict[str, LowRank]] = {}
     used: set[str] = set()
-    for layer in downs.keys() & ups.keys():
+    for layer in (layer for layer in downs if layer in ups):
         down, up = downs[layer], ups[layer]
         if not (down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] and down.is_floating_point()):
             raise _bad(name, f"has a layer {layer} of {_shape(down)} and {_shape(up)} values, which is no linear one")

@@ -1,5 +1,5 @@
-"""A folder of LoRAs. They are read when they are first used, and again when their files have changed. Knows no model, and
-no torch before one is read."""
+"""A folder of LoRAs. They are read when they are first used, and again when their files have changed. Knows no model,
+and no torch before one is read."""
 
 from __future__ import annotations
 
