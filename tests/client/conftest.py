@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,6 +41,20 @@ def a_status(code, message, reason="", *, metadata=None, details=()):
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def png_of(text):
+    """A whole PNG file whose one row of grey pixels is the text."""
+    row = text.encode()
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", len(row), 1, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"IEND", b""),
+    )
+    return PNG + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
 
 
 class FakeRun:
@@ -79,9 +95,11 @@ class FakeRun:
 class FakeRouter(
     router_pb2_grpc.RouterServiceServicer, blobs_pb2_grpc.BlobServiceServicer, models_pb2_grpc.ModelServiceServicer
 ):
-    """Does every step by giving its input back, with the step's name after it."""
+    """Does every step by giving its input back, with the step's name after it. What is made from text is a PNG
+    file that holds the prompt, with a number for each further one."""
 
     a_status = staticmethod(a_status)
+    png_of = staticmethod(png_of)
 
     def __init__(self):
         self.requests = []  # every RunRequest, joined ones too
@@ -93,6 +111,8 @@ class FakeRouter(
         self.runs = {}
         self.by_request = {}
         self.refusals = []  # statuses for the next calls of Run, before anything is done
+        self.parameters = {}  # that pictures were made from, as Finished tells them, beside the usual ones
+        self.loads = []  # names of models, with `+` or `-` before them
         self.failures = {}  # statuses by name of the step that they end
         self.gate = threading.Event()  # steps wait here in their middle
         self.gate.set()
@@ -144,6 +164,9 @@ class FakeRouter(
                 run.append(run_failed=router_pb2.RunFailed(error=self.failures[name]))
                 return
             operation = getattr(step, step.WhichOneof("operation"))
+            if hasattr(operation, "prompt"):
+                self._make(run, request, step)
+                continue
             taken = operation.masks[0] if hasattr(operation, "masks") else operation.image or "source"
             image = images[taken]
             data = (self.blobs[image.blob_id] if image.blob_id else image.encoded) + f"|{name}".encode()
@@ -158,6 +181,29 @@ class FakeRouter(
             timing.duration.FromMilliseconds(250)
             run.append(name, finished=progress_pb2.Finished(model="telea", timings=[timing]))
         run.append(run_finished=router_pb2.RunFinished())
+
+    def _make(self, run, request, step):
+        kind, operation = step.WhichOneof("operation"), getattr(step, step.WhichOneof("operation"))
+        options = operation.options if kind == "generate" else operation.options.generate
+        files = [png_of(operation.prompt + (f"#{i}" if i else "")) for i in range(options.image_count or 1)]
+        if request.previews:
+            for done in (1, 2):
+                for i, file in enumerate(files):
+                    preview = progress_pb2.Preview(image=images_pb2.Image(encoded=file), step=done, image_index=i)
+                    run.append(step.name, preview=preview)
+        for i, file in enumerate(files):
+            result = router_pb2.StepResult(
+                image=self._sent(file, request), kind=router_pb2.RESULT_KIND_IMAGE, image_index=i
+            )
+            run.append(step.name, result=result)
+        parameters = {"prompt": operation.prompt, "step_count": str(options.step_count or 28), "sampler": "euler"}
+        parameters |= {"width_px": "1024", "height_px": "768", "guidance_scale": "4.5", **self.parameters}
+        run.append(
+            step.name,
+            finished=progress_pb2.Finished(
+                model=options.model or "tiny", model_digest="ab" * 32, seed=options.seed or 41, parameters=parameters
+            ),
+        )
 
     def _sent(self, data, request):
         if len(data) <= request.inline_limit_bytes:
@@ -194,6 +240,24 @@ class FakeRouter(
             models_pb2.Model(name="grabcut", task="segment", state=models_pb2.MODEL_STATE_INSTALLED),
         ]
         return models_pb2.ListModelsResponse(models=[each for each in models if request.task in ("", each.task)])
+
+    def LoadModel(self, request, context):
+        yield from self._changed(request, "+", models_pb2.LoadModelResponse, models_pb2.MODEL_STATE_LOADED, context)
+
+    def UnloadModel(self, request, context):
+        yield from self._changed(
+            request, "-", models_pb2.UnloadModelResponse, models_pb2.MODEL_STATE_INSTALLED, context
+        )
+
+    def _changed(self, request, sign, response, state, context):
+        if request.name == "unknown":
+            status = a_status(code_pb2.NOT_FOUND, "no model of this name", "UNKNOWN_MODEL")
+            context.abort_with_status(rpc_status.to_status(status))
+        self.loads.append(sign + request.name)
+        yield response(started=progress_pb2.Started(placement=progress_pb2.Placement(device="cpu")))
+        yield response(progress=progress_pb2.Progress(stage="load", step=1, step_count=2))
+        yield response(result=models_pb2.Model(name=request.name, state=state))
+        yield response(finished=progress_pb2.Finished(model=request.name))
 
     def UploadBlob(self, request, context):
         self.uploads.append(request)

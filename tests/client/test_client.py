@@ -31,7 +31,8 @@ from limner.client import (
     Unavailable,
     jobs,
 )
-from limner.v1 import inpaint_pb2, router_pb2
+from limner.client.making import generate_options, making_of
+from limner.v1 import inpaint_pb2, models_pb2, router_pb2
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -120,6 +121,77 @@ def test_erasing_needs_exactly_one_way_to_say_what(client):
         client.erase(PNG, mask=PNG, clicks=[(1, 1)])
     with pytest.raises(ValueError, match="auto, original, resize, crop"):
         client.erase(PNG, mask=PNG, strategy="whole")
+
+
+def test_pictures_are_made_from_text(client, router):
+    made = client.generate("an apple", steps=4, count=3, seed=7, loras={"ink": 0.5}, skip_layers=(), step_cache=2)
+    assert made.files == [router.png_of(f"an apple{number}") for number in ("", "#1", "#2")]
+    assert made.data == made.files[0]
+    assert made.seeds == [7, 8, 9]
+    assert made.finished.parameters["step_count"] == "4"
+    step = router.requests[-1].pipeline.steps[0].generate
+    assert not router.requests[-1].inputs
+    assert (step.prompt, step.options.step_count, step.options.image_count) == ("an apple", 4, 3)
+    assert [(lora.name, lora.scale) for lora in step.options.loras] == [("ink", 0.5)]
+    assert step.options.HasField("skip_layer_guidance")
+    assert step.options.step_cache.interval == 2
+    assert not step.options.HasField("guidance_scale")
+
+
+def test_pictures_are_edited_where_a_mask_or_an_object_is_or_as_a_whole(client, router):
+    client.edit(PNG, "a pear", clicks=[(4, 5)], guidance=5.5, strength=0.9)
+    pipeline = router.requests[-1].pipeline
+    assert [step.name for step in pipeline.steps] == ["segment", "soften", "edit"]
+    assert (pipeline.steps[2].edit.mask, pipeline.steps[2].edit.options.strength) == ("soften", 0.9)
+    assert pipeline.steps[2].edit.options.generate.guidance_scale == 5.5
+
+    client.edit(PNG, mask=PNG + b"mask", crop_margin=0)
+    edit = router.requests[-1].pipeline.steps[0].edit
+    assert (edit.mask, edit.prompt, edit.options.HasField("crop_margin_px")) == ("mask", "", True)
+
+    client.edit(PNG, count=4)
+    edit = router.requests[-1].pipeline.steps[0].edit
+    assert (edit.mask, edit.options.generate.image_count) == ("", 4)
+    with pytest.raises(ValueError, match="not both"):
+        client.edit(PNG, mask=PNG, clicks=[(1, 1)])
+    with pytest.raises(ValueError, match="go with a mask"):
+        client.edit(PNG, grow=3)
+
+
+def test_pictures_are_extended(client, router):
+    client.outpaint(PNG, "a meadow", left=64, bottom=32, feather=8, model="tiny", format="webp")
+    step = router.requests[-1].pipeline.steps[0]
+    options = step.outpaint.options
+    assert (options.left_px, options.top_px, options.right_px, options.bottom_px) == (64, 0, 0, 32)
+    assert (options.feather_px, options.generate.model, step.output.format) == (8, "tiny", "webp")
+    with pytest.raises(ValueError, match="left, top, right or bottom"):
+        client.outpaint(PNG)
+
+
+def test_what_cannot_be_said_of_making_is_refused(client, router):
+    with pytest.raises(TypeError, match="unexpected argument 'step'; there are: model, "):
+        client.generate("an apple", step=4)
+    with pytest.raises(ValueError, match="steps can't be -4"):
+        client.generate("an apple", steps=-4)
+    assert not router.requests
+
+
+def test_what_was_said_of_making_can_be_said_again():
+    making = {
+        "model": "tiny", "width": 64, "guidance": 4.5, "truncate": True, "step_cache": 3, "skip_layers": (7, 8),
+        "loras": {"ink": 0.5, "oil": 1.0},
+    }  # fmt: skip
+    options = generate_options(making)
+    assert generate_options(making_of(options)) == options
+    assert making_of(generate_options({})) == {}
+
+
+def test_models_are_loaded_and_unloaded(client, router):
+    assert client.load_model("tiny").state == models_pb2.MODEL_STATE_LOADED
+    assert client.unload_model("tiny").state == models_pb2.MODEL_STATE_INSTALLED
+    assert router.loads == ["+tiny", "-tiny"]
+    with pytest.raises(NotFound, match="no model of this name"):
+        client.load_model("unknown")
 
 
 def test_helpers_keep_their_names_and_signatures():

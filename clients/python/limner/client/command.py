@@ -14,8 +14,12 @@ import click
 COMMANDS = (
     "batch",
     "convert",
+    "edit",
     "erase",
+    "generate",
+    "info",
     "models",
+    "outpaint",
     "remove-background",
     "run",
     "segment",

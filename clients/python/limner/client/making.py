@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from limner.v1 import diffusion_pb2
 
@@ -40,6 +40,7 @@ _FIELDS = {
     "count": "image_count",
     "shift": "schedule_shift",
     "truncate": "truncate_prompt",
+    "skip_layers": "skip_layer_guidance",
 }
 
 
@@ -61,6 +62,16 @@ def generate_options(making: Mapping[str, Any]) -> diffusion_pb2.GenerateOptions
         else:
             _set(options, name, value)
     return options
+
+
+def making_of(options: diffusion_pb2.GenerateOptions) -> Making:
+    """What a message says, the other way round."""
+    given = {field.name for field, _ in options.ListFields()}
+    fields = {name: _FIELDS.get(name, name) for name in Making.__annotations__}
+    making = {name: getattr(options, field) for name, field in fields.items() if field in given}
+    if options.loras:
+        making["loras"] = {lora.name: lora.scale if lora.HasField("scale") else 1.0 for lora in options.loras}
+    return cast("Making", making)
 
 
 def _set(options: diffusion_pb2.GenerateOptions, name: str, value: Any) -> None:

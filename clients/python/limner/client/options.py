@@ -64,6 +64,19 @@ def _check_address(context: click.Context, option: click.Parameter, address: str
     return address
 
 
+@dataclass(frozen=True)
+class Previews:
+    """Where previews go: onto the terminal, into a file that is written anew with each, or nowhere."""
+
+    shown: bool = False
+    file: str | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the servers are to send any."""
+        return self.shown or self.file is not None
+
+
 def with_output(function: Command) -> Command:
     """Adds -o and --quality."""
     output = click.option(
@@ -89,6 +102,73 @@ def with_object(function: Command) -> Command:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def with_making(function: Command) -> Command:
+    """Adds what can be said of how pictures are made and passes it on as `making`, the arguments that functions of
+    `jobs` take; and --preview, --preview-file and --no-parameters, as `previews` and `keep_recipe`. Goes with
+    `with_output`."""
+    options: list[Callable[[Command], Command]] = [
+        click.option("--model", help="The model; `limner models served` lists them."),
+        click.option("--negative", "negative_prompt", metavar="TEXT", help="What the picture does not show."),
+        click.option("--width", type=click.IntRange(min=1), metavar="PX", help="A multiple of 16."),
+        click.option("--height", type=click.IntRange(min=1), metavar="PX", help="A multiple of 16."),
+        click.option("--steps", type=click.IntRange(1, 1000), help="Steps of the sampler."),
+        click.option("--guidance", type=click.FloatRange(1, 50), help="How strongly the prompt is followed; 1: least."),
+        click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Of the first picture. By default drawn."),
+        click.option("--count", type=click.IntRange(1, 16), help="How many pictures: OUT-1.png, OUT-2.png, and so on."),
+        click.option("--sampler", help="SD3 models: euler, heun, dpmpp-2m or turbo."),
+        click.option("--shift", type=click.FloatRange(0.1, 20), help="Of the schedule, towards noise."),
+        click.option("--text-length", type=click.IntRange(16, 512), help="How many tokens of the prompt are read."),
+        click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, instead of failing."),
+        click.option("--lora", "loras", type=_read_lora, multiple=True, metavar="NAME[:SCALE]", help="Apply a LoRA."),
+        click.option("--skip-layers", type=_read_layers, metavar="N,N...", help="Guide by leaving these layers out."),
+        click.option(
+            "--step-cache", type=click.IntRange(2, 8), help="Compute one step of so many, and predict others."
+        ),
+        click.option("--weight", type=click.FloatRange(0.1, 10), help="Share of the device, in proportion to others."),
+        click.option("--preview", is_flag=True, help="Show previews, where the terminal can."),
+        click.option("--preview-file", type=click.Path(dir_okay=False), help="Write each preview over the last, here."),
+        click.option("--preview-interval", type=click.IntRange(1, 1000), metavar="N", help="Every so many steps."),
+        click.option("--no-parameters", is_flag=True, help="Don't keep in PNG files what they were made from."),
+    ]
+
+    @functools.wraps(function)
+    def command(*args: Any, preview: bool, preview_file: str | None, no_parameters: bool, **kwargs: Any) -> Any:
+        making = {name: kwargs.pop(name) for name in _MAKING}
+        making["loras"] = dict(making["loras"]) or None
+        making["truncate"] = making["truncate"] or None
+        if kwargs["output"] == "-" and (making["count"] or 1) > 1:
+            raise click.UsageError("standard output takes one picture; give -o a file")
+        previews = Previews(preview, preview_file)
+        return function(*args, making=making, previews=previews, keep_recipe=not no_parameters, **kwargs)
+
+    decorated: Command = command
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
+# The options of `with_making` that say how pictures are made.
+_MAKING = (
+    *("model", "negative_prompt", "width", "height", "steps", "guidance", "seed", "count", "sampler", "shift"),
+    *("text_length", "truncate", "loras", "skip_layers", "step_cache", "preview_interval", "weight"),
+)
+
+
+def _read_lora(text: str) -> tuple[str, float]:
+    name, _, scale = text.rpartition(":") if ":" in text else (text, "", "1")
+    try:
+        return name, float(scale)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not NAME or NAME:SCALE") from None
+
+
+def _read_layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form 7,8,9") from None
 
 
 def read_format(text: str) -> str:
@@ -143,6 +223,14 @@ def output_format(path: str, asked: str | None = None) -> str | None:
     if asked and found and asked != found:
         raise click.BadParameter(f"{path!r} is no name for {asked}; let suffix and --format agree", param_hint="-o")
     return asked or found
+
+
+def numbered(path: str, count: int) -> list[str]:
+    """Where each of so many pictures goes: the path itself, or `out-1.png`, `out-2.png` and so on."""
+    if count == 1:
+        return [path]
+    place = Path(path)
+    return [str(place.with_name(f"{place.stem}-{number}{place.suffix}")) for number in range(1, count + 1)]
 
 
 def write_output(path: str, data: bytes) -> None:

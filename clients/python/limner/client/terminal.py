@@ -6,8 +6,10 @@ Progress goes to standard error, JSON to standard output.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,8 +17,9 @@ from google.protobuf import json_format
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from limner.client.options import Connection
-from limner.v1 import router_pb2
+from limner.client.options import Connection, Previews, numbered, write_whole
+from limner.client.previews import Screen, Way, way_of
+from limner.v1 import models_pb2, router_pb2
 
 if TYPE_CHECKING:
     from limner.client.batch import Outcome
@@ -25,24 +28,53 @@ Show = Callable[[router_pb2.RunEvent], None]
 
 
 @contextmanager
-def display(connection: Connection) -> Iterator[Show]:
+def display(connection: Connection, previews: Previews | None = None) -> Iterator[Show]:
     """Gives the function that shows an event, in the way that the command's options ask for."""
+    previews = previews or Previews()
+    with _display(connection, shows_previews=previews.shown) as show:
+        yield show if previews.file is None else _with_preview_file(show, previews.file)
+
+
+@contextmanager
+def _display(connection: Connection, *, shows_previews: bool) -> Iterator[Show]:
     console = Console(stderr=True)
     if connection.as_json:
         yield write_json_event
     elif connection.quiet:
         yield lambda event: None
     elif console.is_terminal:
-        with Bars(console) as bars:
+        way = way_of(os.environ, console.color_system) if shows_previews else None
+        if shows_previews and way is None:
+            click.echo("this terminal shows no pictures; --preview-file FILE writes previews to a file", err=True)
+        with Bars(console, way) as bars:
             yield bars.show
     else:
+        if shows_previews:
+            click.echo("previews are shown on terminals; --preview-file FILE writes them to a file", err=True)
         yield _write_line
+
+
+def _with_preview_file(show: Show, file: str) -> Show:
+    """Shows events, and writes each preview over the last; those of further pictures beside it, with a number."""
+
+    def show_and_write(event: router_pb2.RunEvent) -> None:
+        if event.preview.image.encoded:
+            number = event.preview.image_index
+            write_whole(Path(numbered(file, number + 1)[number]), event.preview.image.encoded)
+        show(event)
+
+    return show_and_write
 
 
 def table_console() -> Console:
     """Standard output for tables: as wide as the terminal, or wide enough for whatever reads it instead."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def model_state(model: models_pb2.Model) -> str:
+    """`loaded`, `installed`, `not installed`."""
+    return models_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower().replace("_", " ")
 
 
 def write_json(value: Any) -> None:
@@ -77,7 +109,8 @@ def _summary(event: router_pb2.RunEvent) -> str:
 class Bars:
     """A bar for each step of one run; spins while the step waits for a device."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, way: Way | None = None) -> None:
+        """`way` is how the terminal shows previews; None: they are left out."""
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}", markup=False),
@@ -85,8 +118,11 @@ class Bars:
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=console,
+            auto_refresh=way is None,  # its thread would draw while a preview is drawn
         )
         self._tasks: dict[str, TaskID] = {}
+        self._way = way
+        self._screen: Screen | None = None
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -97,10 +133,22 @@ class Bars:
 
     def show(self, event: router_pb2.RunEvent) -> None:
         """Draws what an event tells."""
+        self._show(event)
+        if self._way is not None:
+            self._progress.refresh()
+        if self._screen is not None and event.preview.image.encoded:
+            drawn = self._screen.draw(event.preview.image_index, event.preview.image.encoded)
+            if not drawn:
+                self._progress.console.print("to show previews here, Pillow is needed: pip install pillow")
+                self._screen = None
+
+    def _show(self, event: router_pb2.RunEvent) -> None:
         kind = event.WhichOneof("event")
         if kind == "accepted":
             for step in event.accepted.steps:
                 self._tasks[step] = self._progress.add_task(step, start=False, total=None, note="waits")
+            if self._way is not None:
+                self._screen = Screen(self._progress.console, self._way, len(self._tasks))
             return
         task = self._tasks.get(event.step)
         if task is None:

@@ -40,6 +40,26 @@ _store_command("rm", "Delete a model's weights.")
 _store_command("verify", "Check weights against their digests.")
 
 
+@command.command("load", short_help="Have servers load models.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@with_connection
+def load(connection: Connection, names: tuple[str, ...]) -> None:
+    """Have every server that offers a model NAME load it, so that the next call needs not wait for it."""
+    from limner.client.execute import change_models
+
+    change_models(connection, names, lambda client: client.load_model)
+
+
+@command.command("unload", short_help="Have servers let models go.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@with_connection
+def unload(connection: Connection, names: tuple[str, ...]) -> None:
+    """Have every server that offers a model NAME free its memory, once the calls that use it have ended."""
+    from limner.client.execute import change_models
+
+    change_models(connection, names, lambda client: client.unload_model)
+
+
 @command.command("served", short_help="List what the router's servers offer.")
 @click.option("--task", default="", help="Only models of this task, such as `inpaint`.")
 @with_connection
@@ -49,8 +69,7 @@ def served(connection: Connection, task: str) -> None:
     from rich.table import Table
 
     from limner.client.execute import with_client
-    from limner.client.terminal import table_console, write_json
-    from limner.v1 import models_pb2
+    from limner.client.terminal import model_state, table_console, write_json
 
     models = with_client(connection, lambda client: client.models(task))
     if connection.as_json:
@@ -64,9 +83,12 @@ def served(connection: Connection, task: str) -> None:
     for title in ("task", "state", "runs on", "licence"):
         table.add_column(title, overflow="fold")
     for model in models:
-        state = models_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower().replace("_", " ")
         where = " ".join(part for part in (model.placement.device, model.placement.precision) if part)
         table.add_row(
-            f"{model.name} (default)" if model.default else model.name, model.task, state, where, model.licence
+            f"{model.name} (default)" if model.default else model.name,
+            model.task,
+            model_state(model),
+            where,
+            model.licence,
         )
     table_console().print(table)

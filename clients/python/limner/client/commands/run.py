@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from limner.client.command import CommandFailed
-from limner.client.options import Connection, read_input, with_connection, write_whole
+from limner.client.options import Connection, numbered, read_input, with_connection, write_whole
 
 
 @click.command("run")
@@ -30,21 +30,24 @@ def command(connection: Connection, pipeline: Path, inputs: tuple[str, ...], out
     from limner.client.terminal import write_json
 
     steps = load_pipeline(pipeline)
-    results = run_pipeline(connection, steps, _read_inputs(inputs), intermediates=intermediates)
+    pictures_in = _read_inputs(inputs)
+    if not pictures_in and not any(step.HasField("generate") for step in steps.steps):
+        raise click.UsageError("give at least one picture, such as -i photo.jpg")
+    results = run_pipeline(connection, steps, pictures_in, intermediates=intermediates)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandFailed(f"cannot make the folder {output}: {error.strerror}") from None
-    written = {}
+    written: dict[str, str | list[str]] = {}
     for step, result in results.items():
-        path = output / f"{step}{pictures.suffix_of(result.data)}"
-        write_whole(path, result.data)
-        written[step] = str(path)
+        places = numbered(str(output / f"{step}{pictures.suffix_of(result.data)}"), len(result.files))
+        for place, file in zip(places, result.files, strict=True):
+            write_whole(Path(place), file)
+            if not (connection.quiet or connection.as_json):
+                click.echo(f"wrote {place}", err=True)
+        written[step] = places if result.more else places[0]
     if connection.as_json:
         write_json({"written": written})
-    elif not connection.quiet:
-        for path_written in written.values():
-            click.echo(f"wrote {path_written}", err=True)
 
 
 def _read_inputs(inputs: tuple[str, ...]) -> dict[str, bytes]:
@@ -58,6 +61,4 @@ def _read_inputs(inputs: tuple[str, ...]) -> dict[str, bytes]:
         if path != "-" and not Path(path).is_file():
             raise click.BadParameter(f"there is no file {path!r}", param_hint="-i")
         found[name] = read_input(path)
-    if not found:
-        raise click.UsageError("give at least one picture, such as -i photo.jpg")
     return found
