@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from limner.core.errors import BadArgument
 from limner.diffusion.lora.lora import Lora, LowRank
-from limner.diffusion.lora.names import Part, layers_of
+from limner.diffusion.lora.names import Layer, Part, layers_of
 
 _DOWN = re.compile(r"(.+?)\.(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)(?:\.\w+)?\.weight")
 _UP = re.compile(r"(.+?)\.(?:lora_up|lora_B|lora\.up|lora_linear_layer\.up)(?:\.\w+)?\.weight")
@@ -58,34 +58,51 @@ def read_lora(path: Path, name: str | None = None) -> Lora:
 def lora_of(tensors: Mapping[str, torch.Tensor], name: str, metadata: Mapping[str, Any] | None = None) -> Lora:
     """Return the LoRA that tensors are, by their keys. `metadata` is peft's configuration: `lora_alpha`, or, as
     diffusers writes it, `transformer.lora_alpha`. Raises as `read_lora`."""
-    metadata = metadata or {}
-    _refuse_other_kinds(tensors, name, metadata)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, Mapping):
+        raise _bad(name, "has a configuration that is no object of JSON; get it again")
+    _refuse_other_kinds(sorted(tensors), name, metadata)
     downs, ups, alphas = (_by_layer(tensors, pattern) for pattern in (_DOWN, _UP, _ALPHA))
     components: dict[str, dict[str, LowRank]] = {}
     used: set[str] = set()
-    for layer in (layer for layer in downs if layer in ups):
+    for layer in sorted(downs.keys() & ups.keys()):
         down, up = downs[layer], ups[layer]
-        if not (down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] and down.is_floating_point()):
+        if not _is_linear(down, up):
             raise _bad(name, f"has a layer {layer} of {_shape(down)} and {_shape(up)} values, which is no linear one")
         for place in layers_of(layer, inputs=down.shape[1], outputs=up.shape[0]):
-            rank = len(down)
-            alpha = float(alphas[layer]) if layer in alphas else None
-            scale = _scale(metadata, place.component, place.path, rank) if alpha is None else alpha / rank
-            components.setdefault(place.component, {})[place.path] = LowRank(down, _part(up, place.part), scale)
+            try:
+                scale = _scale(alphas.get(layer), metadata, place, len(down))
+            except (AttributeError, TypeError, ValueError, RuntimeError, re.error) as error:
+                raise _bad(name, f"has a configuration that says nothing of {layer}: {error}") from error
+            layers = components.setdefault(place.component, {})
+            if place.path in layers:
+                raise _bad(
+                    name, f"changes {place.component}.{place.path} twice, under two names; {layer} is one of them"
+                )
+            layers[place.path] = LowRank(down, _part(up, place.part), scale)
             used.add(layer)
-    unknown = [key for key in tensors if _layer(key) not in used]
-    if unknown or not components:
-        raise _bad(name, _unknown(unknown, len(tensors)))
+    unknown = [key for key in sorted(tensors) if _layer(key) not in used]
+    if unknown:
+        raise _bad(
+            name,
+            f"has {len(unknown)} of its {len(tensors)} keys that Limner does not know, or one half of them: "
+            f"{_some(unknown)}",
+        )
+    if not components:
+        raise _bad(name, "holds nothing")
     return Lora(name, components)
 
 
-def _refuse_other_kinds(keys: Iterable[str], name: str, metadata: Mapping[str, Any]) -> None:
+def _refuse_other_kinds(keys: Sequence[str], name: str, metadata: Mapping[str, Any]) -> None:
     for kind, pattern in _OTHERS.items():
         found = [key for key in keys if pattern.search(key)]
         if found:
             raise _bad(name, f"is a {kind}, and Limner applies plain LoRAs alone: {_some(found)}")
     if any(key.endswith("use_dora") and value for key, value in metadata.items()):
         raise _bad(name, "is a DoRA, says its configuration, and Limner applies plain LoRAs alone")
+    found = [key for key in keys if _UNETS.match(key)]
+    if found:
+        raise _bad(name, f"was made for SD 1.5 or SDXL, and LoRAs are for SD3 models: {_some(found)}")
 
 
 def _by_layer(tensors: Mapping[str, torch.Tensor], pattern: re.Pattern[str]) -> dict[str, torch.Tensor]:
@@ -97,21 +114,28 @@ def _layer(key: str) -> str:
     return found[1] if found else ""
 
 
-def _scale(metadata: Mapping[str, Any], component: str, path: str, rank: int) -> float:
-    """Return alpha by rank as peft finds them in a configuration, which names layers by the ends of their paths. What
-    says nothing was saved with both of them equal."""
+def _is_linear(down: torch.Tensor, up: torch.Tensor) -> bool:
+    floats = down.is_floating_point() and up.is_floating_point()
+    return floats and down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] > 0
+
+
+def _scale(alpha: torch.Tensor | None, metadata: Mapping[str, Any], place: Layer, rank: int) -> float:
+    """Return alpha by rank: of the file, or as peft finds them in a configuration, which names layers by the ends of
+    their paths. What says nothing was saved with both of them equal."""
 
     def option(name: str) -> Any:
-        return metadata.get(f"{component}.{name}", metadata.get(name))
+        return metadata.get(f"{place.component}.{name}", metadata.get(name))
 
-    alpha = option("lora_alpha")
+    if alpha is not None:
+        return float(alpha) / rank
+    chosen = option("lora_alpha")
     for pattern, value in (option("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            alpha = value
+        if re.match(rf"(.*\.)?({pattern})$", place.path):
+            chosen = value
             break
-    if alpha is None:
+    if chosen is None:
         return 1.0
-    return float(alpha) / (math.sqrt(rank) if option("use_rslora") else rank)
+    return float(chosen) / (math.sqrt(rank) if option("use_rslora") else rank)
 
 
 def _part(up: torch.Tensor, part: Part) -> torch.Tensor:
@@ -134,14 +158,6 @@ def _header(content: bytes) -> dict[str, str]:
     size = int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     return metadata
-
-
-def _unknown(unknown: Sequence[str], count: int) -> str:
-    if not unknown:
-        return "holds nothing"
-    if any(_UNETS.match(key) for key in unknown):
-        return f"was made for SD 1.5 or SDXL, and LoRAs are for SD3 models: {_some(unknown)}"
-    return f"has {len(unknown)} of its {count} keys that Limner does not know, or one half of them: {_some(unknown)}"
 
 
 def _some(keys: Sequence[str]) -> str:
