@@ -10,7 +10,6 @@ from diffusers import SD3Transformer2DModel
 
 from limner.diffusion.sd3.attention import fuse_projections
 
-
 RECOMPILE_LIMIT = 64
 
 
@@ -69,5 +68,6 @@ class Transformer(SD3Transformer2DModel):
     def _unpatched(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
         size = self.config.patch_size
         rows, columns = height // size, width // size
-        grid: torch.Tensor = patches.reshape(-1, rows, columns, size, size, self.out_channels)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.out_channels, height, width)
+        grid = patches.reshape(-1, rows, columns, size, size, self.out_channels).permute(0, 5, 1, 3, 2, 4)
+        latents: torch.Tensor = grid.reshape(-1, self.out_channels, height, width)
+        return latents
