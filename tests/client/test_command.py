@@ -591,6 +591,7 @@ def test_ports_come_from_the_environment_then_the_file_then_the_custom(tmp_path,
         "inpaint": 8001,
         "segment": 9002,
         "postprocess": 7403,
+        "diffusion": 7404,
     }
 
 
@@ -603,6 +604,7 @@ def test_services_are_asked_where_they_listen(tmp_path, monkeypatch):
         "inpaint": "10.0.0.5",
         "segment": "127.0.0.1",
         "postprocess": "127.0.0.2",
+        "diffusion": "127.0.0.1",
     }
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
-from google.protobuf.message import Message
 
 from limner.core.card import ModelCard
 from limner.core.codec import Limits
@@ -37,8 +36,6 @@ from limner.runtime.device import Device
 from limner.runtime.images import check_output, mask_from_proto, picture_from_proto, put_picture
 from limner.runtime.job import Job
 from limner.v1 import diffusion_pb2, diffusion_pb2_grpc, images_pb2
-
-M = TypeVar("M", bound=Message)
 
 STRENGTH = {True: 1.0, False: 0.6}  # of editing, with a mask and without
 FEATHER = 16  # pixels of the picture in the seam of an extended one
@@ -171,12 +168,16 @@ class DiffusionServicer(diffusion_pb2_grpc.DiffusionServiceServicer):
         async for response in self._stream(call, context, diffusion_pb2.OutpaintResponse, diffusion_pb2.OutpaintResult):
             yield response
 
-    def _stream(
-        self, call: Call, context: grpc.aio.ServicerContext[Any, Any], response_type: type[M], result_type: type[Any]
-    ) -> AsyncIterator[M]:
+    async def _stream(
+        self, call: Call, context: grpc.aio.ServicerContext[Any, Any], response_type: type[Any], result_type: type[Any]
+    ) -> AsyncIterator[Any]:
         seed = call.options.seed if call.options.HasField("seed") else None
-        work = self._work(call, result_type)
-        return stream(context, self._device, response_type, work, seed=seed, previews=call.previews)
+        # On a helper thread, as what is known of models is read from their files.
+        work = await self._device.help(lambda: self._work(call, result_type))
+        async for response in stream(context, self._device, response_type, work, seed=seed, previews=call.previews):
+            if response.WhichOneof("event") == "finished":
+                response.finished.model_digest = self._models.digest(work.model)  # known once it was loaded
+            yield response
 
     def _work(self, call: Call, result_type: type[Any]) -> Work[Generation, list[Pixels], Any]:
         asked = call.options
@@ -238,7 +239,6 @@ class DiffusionServicer(diffusion_pb2_grpc.DiffusionServiceServicer):
             encode=encode,
             placement=placement,
             model=name,
-            digest=self._models.digest(name),
         )
 
     def _check_loras(self, asked: diffusion_pb2.GenerateOptions) -> None:

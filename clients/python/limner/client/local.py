@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 HOST = "127.0.0.1"
-DEFAULT_PORTS = {"router": 7400, "inpaint": 7401, "segment": 7402, "postprocess": 7403}
+DEFAULT_PORTS = {"router": 7400, "inpaint": 7401, "segment": 7402, "postprocess": 7403, "diffusion": 7404}
 SERVICES = tuple(DEFAULT_PORTS)
 # Below the range that systems take ports of outgoing connections from, so that a port found free stays so.
 _FREE_PORTS = range(15000, 32000)

@@ -17,8 +17,8 @@ from limner.client.command import INTERRUPTED, CommandFailed
 if TYPE_CHECKING:
     from limner.client.local import LocalServers
 
-_SERVICES = ("router", "inpaint", "segment", "postprocess")
-_COLOURS = dict(zip(_SERVICES, ("cyan", "green", "magenta", "yellow"), strict=True))
+_SERVICES = ("router", "inpaint", "segment", "postprocess", "diffusion")
+_COLOURS = dict(zip(_SERVICES, ("cyan", "green", "magenta", "yellow", "blue"), strict=True))
 _WATCH_SECONDS = 0.2
 _MOST_RESTARTS = 5
 _STEADY_SECONDS = 60.0
@@ -43,7 +43,7 @@ def command(
     quiet: bool,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run router, inpaint, segment and postprocess until Ctrl-C.
+    """Run router, inpaint, segment, postprocess and diffusion until Ctrl-C.
 
     With a COMMAND after `--`, run it once all are healthy, with LIMNER_ADDRESS set, stop them when it ends, and exit
     with its code. A service that dies is reported and started again, unless it dies too often or --no-restart is given.
