@@ -301,6 +301,10 @@ def test_without_pillow_only_what_needs_no_reading_is_drawn(router, monkeypatch)
     assert previews.paint("blocks", file, columns=2, rows=1, number=0) is None
 
 
+def test_a_preview_that_cannot_be_read_is_not_drawn():
+    assert previews.paint("blocks", b"\xff\xd8\xff", columns=2, rows=1, number=0) is None
+
+
 def test_previews_stand_side_by_side_above_the_bars(router):
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (10, 20, 30)).save(file, "PNG")
@@ -317,3 +321,12 @@ def test_previews_stand_side_by_side_above_the_bars(router):
     assert text.count("\x1b7\x1b[16A\x1b[34G") == 1
     assert text.count("\x1b7") == text.count("\x1b8") == 2  # there is no room for the third
     assert text.count("▀") == 2 * 16 * 32
+
+
+def test_a_preview_wider_than_the_terminal_keeps_its_shape():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 16)).save(file, "PNG")
+    written = io.StringIO()
+    screen = previews.Screen(Console(file=written, force_terminal=True, width=64, height=40), "blocks", 1)
+    assert screen.draw(0, file.getvalue())
+    assert written.getvalue().count("▀") == 64 * 8

@@ -10,11 +10,14 @@ import base64
 import io
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
 from limner.client import headers, png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Way = Literal["kitty", "iterm", "blocks"]
 ROWS = 16  # of the terminal, for each preview
@@ -36,14 +39,15 @@ def way_of(environment: Mapping[str, str], color_system: str | None) -> Way | No
 
 def paint(way: Way, data: bytes, *, columns: int, rows: int, number: int) -> str | None:
     """The text that draws an image file over so many characters, from the cursor to the right and down; None where
-    only Pillow could read it and isn't there. A picture takes the place of the earlier one of its `number`."""
+    only Pillow could read it and isn't there, or can't. A picture takes the place of the earlier one of its `number`.
+    """
     if way == "iterm":
         head = f"inline=1;size={len(data)};width={columns};height={rows};preserveAspectRatio=1"
         return f"\x1b]1337;File={head}:{base64.b64encode(data).decode()}\a"
     if way == "kitty":
         file = data if data.startswith(png.SIGNATURE) else _as_png(data)
         return None if file is None else _kitty(file, columns, rows, number)
-    return _blocks(data, columns, rows) if _has_pillow() else None
+    return _blocks(data, columns, rows)
 
 
 def columns_of(data: bytes, rows: int) -> int:
@@ -64,12 +68,13 @@ class Screen:
 
     def draw(self, number: int, data: bytes) -> bool:
         """Draws a picture in the place of its number; False if nothing here can read it."""
-        columns = columns_of(data, self._rows)
+        rows, columns = self._rows, columns_of(data, self._rows)
         left = number * (columns + 1)
         if number and left + columns >= self._console.width:
             return True  # no room beside the others
-        columns = min(columns, self._console.width)
-        text = paint(self._way, data, columns=columns, rows=self._rows, number=number)
+        if columns > self._console.width:
+            rows, columns = max(1, rows * self._console.width // columns), self._console.width
+        text = paint(self._way, data, columns=columns, rows=rows, number=number)
         if text is None:
             return False
         if not self._reserved:
@@ -93,11 +98,11 @@ def _kitty(file: bytes, columns: int, rows: int, number: int) -> str:
     return "".join(commands)
 
 
-def _blocks(data: bytes, columns: int, rows: int) -> str:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = image.convert("RGB").resize((columns, 2 * rows), Image.Resampling.BOX).tobytes()
+def _blocks(data: bytes, columns: int, rows: int) -> str | None:
+    image = _opened(data)
+    if image is None:
+        return None
+    pixels = image.resize((columns, 2 * rows)).tobytes()
     lines = []
     for y in range(0, 2 * rows, 2):
         line = []
@@ -112,14 +117,25 @@ def _blocks(data: bytes, columns: int, rows: int) -> str:
 
 
 def _as_png(data: bytes) -> bytes | None:
+    image = _opened(data)
+    if image is None:
+        return None
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _opened(data: bytes) -> Image | None:
+    """The picture in RGB, if Pillow is there and can read it."""
     if not _has_pillow():
         return None
     from PIL import Image
 
-    file = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.save(file, "PNG")
-    return file.getvalue()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except OSError:
+        return None
 
 
 def _has_pillow() -> bool:

@@ -139,7 +139,9 @@ class Bars:
         if self._screen is not None and event.preview.image.encoded:
             drawn = self._screen.draw(event.preview.image_index, event.preview.image.encoded)
             if not drawn:
-                self._progress.console.print("to show previews here, Pillow is needed: pip install pillow")
+                self._progress.console.print(
+                    "previews can't be shown here; it needs Pillow (pip install pillow), or --preview-file FILE"
+                )
                 self._screen = None
 
     def _show(self, event: router_pb2.RunEvent) -> None:
