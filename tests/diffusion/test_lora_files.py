@@ -316,12 +316,15 @@ BAD: dict[str, tuple[dict[str, Tensor], str]] = {
     "SDXL of diffusers": (layer("unet.down_blocks.1.attentions.0.proj_in"), "was made for SD 1.5 or SDXL"),
     "a convolution": (
         {f"{Q}.lora_A.weight": torch.ones(4, 64, 1, 1), f"{Q}.lora_B.weight": torch.ones(64, 4, 1, 1)},
-        "4×64×1×1 and 64×4×1×1",
+        "4×64×1×1 float32 and 64×4×1×1 float32, which is no linear one",
     ),
-    "two ranks": ({f"{Q}.lora_A.weight": torch.ones(4, 64), f"{Q}.lora_B.weight": torch.ones(64, 8)}, "4×64 and 64×8"),
+    "two ranks": (
+        {f"{Q}.lora_A.weight": torch.ones(4, 64), f"{Q}.lora_B.weight": torch.ones(64, 8)},
+        "4×64 float32 and 64×8 float32",
+    ),
     "no rank": ({f"{Q}.lora_A.weight": torch.ones(0, 64), f"{Q}.lora_B.weight": torch.ones(64, 0)}, "is no linear one"),
     "two names": (layer() | layer(f"base_model.model.{Q}"), re.escape(f"changes {Q} twice")),
-    "whole numbers": ({key: values.to(torch.int8) for key, values in layer().items()}, "is no linear one"),
+    "whole numbers": ({key: values.to(torch.int8) for key, values in layer().items()}, "4×64 int8 and 64×4 int8"),
 }
 
 

@@ -68,7 +68,7 @@ def lora_of(tensors: Mapping[str, torch.Tensor], name: str, metadata: Mapping[st
     for layer in sorted(downs.keys() & ups.keys()):
         down, up = downs[layer], ups[layer]
         if not _is_linear(down, up):
-            raise _bad(name, f"has a layer {layer} of {_shape(down)} and {_shape(up)} values, which is no linear one")
+            raise _bad(name, f"has a layer {layer} of {_shape(down)} and {_shape(up)}, which is no linear one")
         for place in layers_of(layer, inputs=down.shape[1], outputs=up.shape[0]):
             try:
                 scale = _scale(alphas.get(layer), metadata, place, len(down))
@@ -166,7 +166,7 @@ def _some(keys: Sequence[str]) -> str:
 
 
 def _shape(tensor: torch.Tensor) -> str:
-    return "×".join(map(str, tensor.shape))
+    return f"{'×'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _bad(name: str, message: str) -> BadArgument:
