@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import platform
 import sys
 import uuid
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ class Machine:
     cpu_flags: frozenset[str] = frozenset()
     cuda_device_count: int = 0  # as the driver counts them, after CUDA_VISIBLE_DEVICES
     onnxruntime_has_cuda: bool = False  # onnxruntime-gpu rather than onnxruntime
+    compute_capabilities: tuple[tuple[int, int], ...] = ()  # of each CUDA device: (8, 9) is Ada
+    torch_has_cuda: bool = False  # torch for CUDA rather than torch for CPUs
+    torch_has_mps: bool = False  # torch, and a GPU of Apple's
 
     @property
     def bf16_unit(self) -> str:
@@ -45,6 +49,17 @@ class Machine:
         cuda = tuple(f"cuda:{index}" for index in range(self.cuda_device_count)) if self.onnxruntime_has_cuda else ()
         return (*cuda, "cpu")
 
+    @property
+    def torch_devices(self) -> tuple[str, ...]:
+        """The devices torch reaches, fastest first."""
+        cuda = tuple(f"cuda:{index}" for index in range(self.cuda_device_count)) if self.torch_has_cuda else ()
+        return (*cuda, *(("mps",) if self.torch_has_mps else ()), "cpu")
+
+    def compute_capability(self, device: str) -> tuple[int, int]:
+        """Return the compute capability of `cuda:N`; (0, 0) if it isn't known."""
+        index = int(device.removeprefix("cuda:"))
+        return self.compute_capabilities[index] if index < len(self.compute_capabilities) else (0, 0)
+
 
 @functools.cache
 def this_machine() -> Machine:
@@ -56,12 +71,29 @@ def this_machine() -> Machine:
         import onnxruntime
 
         has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    return Machine(engines, read_cpu_flags(), cuda_device_count, has_cuda)
+    return Machine(
+        engines,
+        read_cpu_flags(),
+        cuda_device_count,
+        has_cuda,
+        read_compute_capabilities(cuda_device_count),
+        torch_has_cuda=_torch_has("libtorch_cuda.so", "torch_cuda.dll"),
+        torch_has_mps=sys.platform == "darwin" and platform.machine() == "arm64" and _is_installed("torch"),
+    )
 
 
 def _is_installed(package: str) -> bool:
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None  # without an origin it is a folder that an uninstall left
+
+
+def _torch_has(*libraries: str) -> bool:
+    """Say whether the installed torch has one of these libraries. To ask torch itself would take seconds."""
+    if not _is_installed("torch"):
+        return False
+    spec = importlib.util.find_spec("torch")
+    folders = spec.submodule_search_locations if spec else None
+    return any((Path(folder) / "lib" / library).exists() for folder in folders or () for library in libraries)
 
 
 def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -84,6 +116,26 @@ def count_cuda_devices() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def read_compute_capabilities(device_count: int) -> tuple[tuple[int, int], ...]:
+    """Ask NVIDIA's driver, of which `count_cuda_devices` found so many devices."""
+    if not device_count:
+        return ()
+    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    return tuple(
+        (_attribute(driver, index, 75), _attribute(driver, index, 76))  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
+        for index in range(device_count)
+    )
+
+
+def _attribute(driver: ctypes.CDLL, index: int, attribute: int) -> int:
+    """Return a device's attribute; 0 if the driver doesn't say."""
+    device, value = ctypes.c_int(), ctypes.c_int(0)
+    if driver.cuDeviceGet(ctypes.byref(device), index):
+        return 0
+    driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    return value.value
 
 
 def free_on_cuda(device: str) -> int | None:

@@ -24,8 +24,8 @@ SAMPLE_EVERY_S = 0.005  # where the system doesn't keep the peak
 
 def in_use(device: str = "cpu", root: Path = Path("/")) -> int:
     """Return the memory that this process has now: its resident set, or of a CUDA device what isn't free, less than
-    nothing, as only differences of it mean something."""
-    if device != "cpu":
+    nothing, as only differences of it mean something. Other devices have no memory of their own."""
+    if device.startswith("cuda"):
         return -(free_on_cuda(device) or 0)
     return _field(root / "proc/self/status", "VmRSS") or 0
 
@@ -35,7 +35,7 @@ def free(device: str = "cpu", root: Path = Path("/")) -> int | None:
     and no more than the tightest cgroup above the process, or the process's own limit, leaves. None if nobody says.
 
     `root` is where `proc` and `sys` are looked for."""
-    if device != "cpu":
+    if device.startswith("cuda"):
         return free_on_cuda(device)
     found = [_field(root / "proc/meminfo", "MemAvailable"), _left_by_limit(root)]
     found += [_left(directory) for directory in cgroups(root, "memory")]
@@ -58,7 +58,7 @@ def peak_of(function: Callable[[], T], device: str = "cpu") -> tuple[T, int]:
     """Call `function` and return its result and the most memory that this process had meanwhile, as `in_use`.
 
     On CUDA the engine keeps what it once had, so what it has afterwards is the most."""
-    if device != "cpu":
+    if device.startswith("cuda"):
         return function(), in_use(device)
     if _reset_peak():
         result = function()
