@@ -14,8 +14,13 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
 
 from limner.core.errors import ModelNotInstalled
+from limner.diffusion.encoders import FILES as ENCODERS
 from limner.diffusion.encoders import Encoder, find_encoders
+from limner.diffusion.legacy.loading import load_legacy
+from limner.diffusion.legacy.parts import Parts
+from limner.diffusion.offload import by_blocks, on_demand
 from limner.diffusion.plan import Plan
+from limner.diffusion.quantise import quantise
 from limner.diffusion.sd3.components import Components
 from limner.diffusion.sd3.transformer import Transformer
 from limner.diffusion.single_file import read_clip, read_t5, read_transformer, read_vae
@@ -71,19 +76,65 @@ def load_sd3(
     return components
 
 
+def load_legacy_parts(
+    place: Place, plan: Plan, *, text_encoders: str = "", hub_cache: str = "", offline: bool = True
+) -> Parts:
+    """Return the parts of an SDXL or SD 1 model, where and in what the plan says. Raises as `load_sd3`."""
+    assert place.family != "sd3"
+    device = torch.device(plan.placement.device)
+    parts = load_legacy(
+        place.path,
+        family=place.family,
+        device=device if not plan.group_offload else torch.device("cpu"),
+        dtype=DTYPES[plan.dtype],
+        text_device=device if plan.text_encoders == "device" else torch.device("cpu"),
+        text_dtype=DTYPES[plan.text_dtype],
+        vae_dtype=DTYPES[plan.vae_dtype],
+        text_encoders=text_encoders,
+        hub_cache=hub_cache,
+        offline=offline,
+    )
+    parts.device = device
+    parts.vae.to(device)
+    _settle_denoiser(parts.unet, plan, device)
+    for encoder in (parts.text_encoder, parts.text_encoder_2):
+        if encoder is not None:
+            _settle_encoder(encoder, plan, device)
+    if plan.vae_tiling:
+        parts.vae.enable_tiling()
+    return parts
+
+
 def _settle(components: Components, plan: Plan) -> None:
     """Bring what was read to where it runs."""
     device = components.device
     components.transformer.fuse()
-    components.transformer.to(device)
+    _settle_denoiser(components.transformer, plan, device)
     components.vae.to(device, memory_format=torch.channels_last)
-    for encoder in (components.text_encoder, components.text_encoder_2, components.text_encoder_3):
-        if encoder is not None and plan.text_encoders == "device":
-            encoder.to(device)
-    for module in (components.transformer, components.vae, components.text_encoder, components.text_encoder_2):
-        module.eval().requires_grad_(False)
+    for encoder in (components.text_encoder, components.text_encoder_2):
+        _settle_encoder(encoder, plan, device)
     if components.text_encoder_3 is not None:
-        components.text_encoder_3.eval().requires_grad_(False)
+        on_device = device if plan.text_encoders == "device" else None
+        quantise(components.text_encoder_3, plan.t5_quantisation, on_device)
+        _settle_encoder(components.text_encoder_3, plan, device)
+    for part in (*ENCODERS, "transformer", "vae"):
+        if (module := getattr(components, part)) is not None:
+            module.eval().requires_grad_(False)
+
+
+def _settle_denoiser(module: torch.nn.Module, plan: Plan, device: torch.device) -> None:
+    quantise(module, plan.quantisation, None if plan.group_offload else device)
+    if plan.group_offload:
+        by_blocks(module, device)
+    else:
+        module.to(device)
+
+
+def _settle_encoder(module: torch.nn.Module, plan: Plan, device: torch.device) -> None:
+    if plan.text_encoders == "offload":
+        on_demand(module, device)
+    elif plan.text_encoders == "device":
+        module.to(device)
 
 
 def _transformer(place: Place, dtype: torch.dtype) -> Transformer:

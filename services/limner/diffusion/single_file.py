@@ -72,6 +72,8 @@ FUSED = {
 }
 """Those of a block that are three layers in diffusers."""
 
+T5_VOCABULARY = ("shared.weight", "encoder.embed_tokens.weight")
+
 SHIFT_FIRST = "adaLN_modulation.1"  # of the last layers: shift before scale, diffusers has them the other way round
 
 VAE = (
@@ -189,10 +191,11 @@ def read_t5(encoder: Encoder, dtype: torch.dtype, config: Mapping[str, Any] | No
         model = T5EncoderModel(T5Config(**config))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for key, tensor in _encoder_tensors(encoder, dtype, ("encoder.embed_tokens.weight",)):
-            yield key, tensor
-            if key == "shared.weight":
-                yield "encoder.embed_tokens.weight", tensor
+        for key, tensor in _encoder_tensors(encoder, dtype, ()):
+            if key in T5_VOCABULARY:  # files have it under one name or both
+                yield from ((name, tensor) for name in T5_VOCABULARY)
+            else:
+                yield key, tensor
 
     model = _filled(model, tensors(), encoder.path, encoder.name)
     model.tie_weights()
