@@ -494,7 +494,9 @@ async def test_calls_that_join_a_turn_are_told_that_they_have_begun_and_get_thei
     calls = [house.call(b"one")]
     while (await anext(aiter(calls[0]))).WhichOneof("event") != "started":
         pass
-    calls += [house.call(b"two"), house.call(b"last")]
+    calls.append(house.call(b"two"))
+    await house.until(lambda: house.device._running == 2)
+    calls.append(house.call(b"last"))
     results = [await asyncio.wait_for(events(call), 5) for call in calls]
     assert [got[-2][1].result.image.encoded for got in results] == [b"eno", b"owt", b"tsal"]
     assert [[name for name, _ in got].count("started") for got in results[1:]] == [1, 1]

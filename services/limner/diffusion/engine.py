@@ -163,6 +163,7 @@ class _Call:
     step: int = 0  # of the picture that is least advanced
     worked_s: float = 0.0  # of the evaluations that it had a part in
     last_s: float = 0.0  # of the last of them
+    urgent: bool = False  # its deadline is near, and it goes before others
     pending: int = 0  # what other threads still do for it
     over: bool = False
 
@@ -308,7 +309,9 @@ class _Loop:
         if steps_s is None:
             return None
         decode_s = self._decode_s.get(call.given.model, 0.0) * len(call.pictures)
-        return fairness.urgent_slack(call.job.remaining, steps_s + decode_s, blocked_s)
+        slack = fairness.urgent_slack(call.job.remaining, steps_s + decode_s, blocked_s, urgent=call.urgent)
+        call.urgent = slack is not None
+        return slack
 
     def _charge(self, chosen: Sequence[Candidate[_Picture]]) -> None:
         costs: dict[Account, float] = {}

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-SPARE = 0.25  # of the time that a call still needs: with less than that to spare, it goes first
+SPARE = 0.5  # of the time that a call still needs: with less than that to spare, it goes first
 
 
 @dataclass(eq=False)
@@ -71,17 +71,18 @@ class Candidate(Generic[T]):
     slack: float | None = None  # seconds that it can spare, if it is urgent
 
 
-def urgent_slack(left_s: float | None, needed_s: float, blocked_s: float) -> float | None:
+def urgent_slack(left_s: float | None, needed_s: float, blocked_s: float, *, urgent: bool = False) -> float | None:
     """Return the seconds that a call can spare if it must go first to meet its deadline, else None.
 
     `left_s` is the time to the deadline or None, `needed_s` what it still takes without interruption, `blocked_s` how
-    long it may have to wait for an evaluation that has begun. One that cannot make it any more isn't helped by going
-    first, and would only harm others.
+    long it may have to wait for an evaluation that has begun. One that is `urgent` already stays so: at every step it
+    needs less, and would be put off again until nothing is left to spare. One that cannot make it any more isn't helped
+    by going first, and would only harm others.
     """
     if left_s is None or left_s < needed_s:
         return None
     slack = left_s - needed_s
-    return slack if slack <= blocked_s + SPARE * needed_s else None
+    return slack if urgent or slack <= blocked_s + SPARE * needed_s else None
 
 
 def in_order(candidates: Sequence[Candidate[T]]) -> list[Candidate[T]]:

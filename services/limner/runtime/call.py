@@ -340,7 +340,10 @@ class Mailbox:
                 self._filled.clear()
                 if self._error is not None:
                     error, self._error = self._error, None  # its traceback leads back here, and holds pictures
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error
                 for slot in self._slots:
                     if self._is_due(field := slot[0]):
                         self._taken.add(field)
