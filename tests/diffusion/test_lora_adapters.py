@@ -20,6 +20,7 @@ from limner.core.errors import BadArgument
 from limner.diffusion.lora.adapters import Adapters
 from limner.diffusion.lora.file import lora_of, read_lora
 from limner.diffusion.lora.lora import Lora, LowRank, ScaledLora
+from limner.diffusion.quantise import quantise
 from limner.diffusion.sd3.transformer import Transformer
 from limner.diffusion.tiny import sd3_pipeline
 
@@ -225,6 +226,17 @@ def test_low_rank_weights_follow_the_layers_inputs(transformer: Transformer, lor
     assert changed.dtype == torch.bfloat16
     expected = ours(transformer, rows)
     assert (changed - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_layers_are_changed_alike(kind: Any, transformer: Transformer, loras: Sequence[Lora]) -> None:
+    quantised = copy.deepcopy(transformer)
+    quantise(quantised, kind)
+    rows = [(ScaledLora(loras[0]),), ()]
+    change = ours(transformer, rows) - ours(transformer, [()] * 2)
+    quantised_change = ours(quantised, rows) - ours(quantised, [()] * 2)
+    assert (quantised_change[0] - change[0]).norm() < (0.02 if kind == "int8" else 0.2) * change[0].norm()
+    assert (quantised_change[1] == 0).all()
 
 
 def test_what_is_kept_of_a_lora_goes_with_it(transformer: Transformer, files: Sequence[Path]) -> None:

@@ -334,7 +334,7 @@ def test_what_is_no_lora_for_sd3_is_refused(case: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "style.safetensors")
     with pytest.raises(BadArgument, match=message) as caught:
         read_lora(tmp_path / "style.safetensors")
-    assert [each.field for each in caught.value.violations] == ["loras"]
+    assert [each.field for each in caught.value.violations] == ["options.loras"]
     assert str(tmp_path) not in caught.value.message
 
 

@@ -165,15 +165,14 @@ def _unfitting(lora: Lora, faults: Sequence[str], count: int) -> BadArgument:
     return BadArgument(
         f"LoRA {lora.name!r} was made for another model: {len(faults)} of its {count} layers don't fit: "
         f"{', '.join(faults[:_SHOWN])}{more}; take one that was trained for this model",
-        field="loras",
+        field="options.loras",
         metadata={"lora": lora.name},
     )
 
 
 def _kind(module: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Return device and dtype of the layers' inputs, as far as weights tell: quantised ones are no floats."""
-    floats = (weight for weight in module.parameters() if weight.is_floating_point())
-    weight = next(floats)
+    """Return device and dtype of the layers' inputs, as far as weights tell: those of a byte are quantised."""
+    weight = next(weight for weight in module.parameters() if weight.is_floating_point() and weight.itemsize > 1)
     return weight.device, weight.dtype
 
 

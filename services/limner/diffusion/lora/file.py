@@ -170,4 +170,4 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _bad(name: str, message: str) -> BadArgument:
-    return BadArgument(f"LoRA {name!r} {message}", field="loras", metadata={"lora": name})
+    return BadArgument(f"LoRA {name!r} {message}", field="options.loras", metadata={"lora": name})
