@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,18 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from limner.core.errors import BadArgument, OutOfMemory
+from limner.core.errors import BadArgument, Cancelled
 from limner.diffusion import tiny
 from limner.diffusion.legacy.model import LegacyModel
 from limner.diffusion.legacy.parts import Parts
-from limner.diffusion.legacy.preview import clean_latents
+from limner.diffusion.legacy.preview import Seen, clean_latents
 from limner.diffusion.legacy.row import LegacyRow
 from limner.diffusion.legacy.samplers import SAMPLERS, scheduler
 from limner.diffusion.model import Request
 from limner.diffusion.models import MODELS
+from limner.diffusion.models._samplers import LEGACY_SAMPLERS
 from limner.diffusion.parameters import LoraUse, Parameters, SkipLayers, StepCache
 
 # numpy asks diffusers' schedulers for what torch's tensors don't offer yet.
@@ -173,3 +176,242 @@ def test_a_base_model_of_four_channels_edits_too(family: str) -> None:
     finish(model, row)
     torch.testing.assert_close(row.latents, theirs(pipe, request), rtol=0, atol=1e-5)
     row.close()
+
+
+def test_pictures_that_take_turns_are_what_they_are_alone(pipe: Any) -> None:
+    model = model_of(pipe)
+    requests = [
+        edit(sampler="Heun", step_count=3),
+        edit(sampler="DPM++ 2M Karras", step_count=6, seed=1, prompt="a blue sea"),
+        edit(sampler="Euler a", step_count=4, guidance_scale=1.0),
+    ]
+    rows = [only(model.prepare(request, nothing)) for request in requests]
+    while any(row.step < row.step_count for row in rows):
+        assert model.advance([row for row in rows if row.step < row.step_count]).count(None) >= 1
+    for row, request in zip(rows, requests, strict=True):
+        torch.testing.assert_close(row.latents, theirs(pipe, request), rtol=0, atol=1e-5)
+        row.close()
+
+
+def test_each_picture_of_a_call_has_its_own_seed(pipe: Any) -> None:
+    model = model_of(pipe)
+    rows: Any = model.prepare(edit(image_count=3), nothing)
+    assert len({row.bucket for row in rows}) == 3
+    for index, row in enumerate(rows):
+        finish(model, row)
+        torch.testing.assert_close(row.latents, theirs(pipe, edit(seed=7 + index)), rtol=0, atol=1e-5)
+        row.close()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "strength", "steps", "evaluations"),
+    [
+        ("Euler", 1.0, 6, 6),
+        ("Euler", 0.5, 3, 3),
+        ("Heun", 1.0, 6, 11),
+        ("DPM2 a", 0.5, 3, 5),
+        ("PNDM", 1.0, 6, 7),
+        ("DPM++ SDE", 1.0, 6, 6),
+    ],
+)
+def test_steps_are_those_that_were_asked_for(
+    pipe: Any, sampler: str, strength: float, steps: int, evaluations: int
+) -> None:
+    model = model_of(pipe)
+    row = only(model.prepare(edit(sampler=sampler, strength=strength, step_count=6), nothing))
+    assert (row.step, row.step_count) == (0, steps)
+    seen = [row.step]
+    while row.step < row.step_count:
+        model.advance([row])
+        seen.append(row.step)
+    assert len(seen) == evaluations + 1
+    assert sorted(set(seen)) == list(range(steps + 1))
+    assert seen == sorted(seen)
+    row.close()
+
+
+def test_no_mask_is_a_mask_of_all(pipe: Any) -> None:
+    model, request = model_of(pipe), replace(edit(strength=0.6), mask=None)
+    row = only(model.prepare(request, nothing))
+    finish(model, row)
+    torch.testing.assert_close(row.latents, theirs(pipe, request), rtol=0, atol=1e-5)
+    row.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "theirs_of"), [("sd1", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)]
+)
+def test_a_base_model_generates(family: str, theirs_of: Any) -> None:
+    pipe = made(family, in_channels=4)
+    model = model_of(pipe)
+    row = only(model.prepare(Request(PARAMETERS), nothing))
+    finish(model, row)
+    shared = {key: each for key, each in pipe.components.items() if key not in ("feature_extractor", "image_encoder")}
+    shared["scheduler"] = scheduler("DDIM", dict(pipe.scheduler.config))
+    own = theirs_of(
+        **shared, **({"feature_extractor": None, "requires_safety_checker": False} if family == "sd1" else {})
+    )
+    own.set_progress_bar_config(disable=True)
+    expected = own(
+        prompt="a red apple",
+        negative_prompt="a dog",
+        width=WIDTH,
+        height=HEIGHT,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(7),
+        output_type="np",
+    ).images[0]
+    np.testing.assert_array_equal(model.decode(row), (expected * 255).round().astype(np.uint8))
+    row.close()
+
+
+def test_a_closed_row_stops_and_its_thread_is_gone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **options: (calls.append(1), forward(*args, **options))[1])
+    model = model_of(pipe)
+    row, other = only(model.prepare(edit(), nothing)), only(model.prepare(edit(), nothing))
+    model.advance([row])
+    model.advance([row])
+    assert len(rows_running()) == 2
+    row.close()
+    row.close()
+    assert len(rows_running()) == 1
+    assert model.advance([row]) == [None]
+    assert len(calls) == 2
+    finish(model, other)
+    torch.testing.assert_close(other.latents, theirs(pipe, edit()), rtol=0, atol=1e-5)
+    other.close()
+    with pytest.raises(ValueError, match="closed"):
+        model.decode(row)
+
+
+def test_a_call_that_ends_while_it_is_prepared_leaves_nothing(pipe: Any) -> None:
+    checks = []
+
+    def check() -> None:
+        checks.append(len(rows_running()))
+        if len(checks) == 3:
+            raise Cancelled("the caller went away")
+
+    with pytest.raises(Cancelled):
+        model_of(pipe).prepare(edit(image_count=4), check)
+    assert checks == [0, 1, 2]
+    assert rows_running() == []
+
+
+def test_values_that_are_no_numbers_end_their_row_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(pipe)
+    bad, good = only(model.prepare(edit(), nothing)), only(model.prepare(edit(), nothing))
+    model.advance([bad, good])
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **options: (forward(*args, **options)[0] * np.nan,))
+    (error,) = model.advance([bad])
+    assert isinstance(error, ArithmeticError)
+    assert "evaluation 2" in str(error)
+    monkeypatch.undo()
+    finish(model, good)
+    torch.testing.assert_close(good.latents, theirs(pipe, edit()), rtol=0, atol=1e-5)
+    bad.close()
+    good.close()
+
+
+def test_the_preview_is_what_the_unet_takes_the_picture_for(pipe: Any) -> None:
+    model = model_of(pipe)
+    row = only(model.prepare(edit(sampler="Euler"), nothing))
+    assert model.preview(row) is None
+    reference = scheduler("Euler", dict(pipe.scheduler.config))
+    reference.set_timesteps(4)
+    for timestep in reference.timesteps:
+        reference.is_scale_input_called = True
+        model.advance([row])
+        assert row.seen is not None
+        sigma = float(reference.sigmas[reference.index_for_timestep(timestep)])
+        sample = row.seen.latents * (sigma**2 + 1) ** 0.5
+        expected = reference.step(row.seen.prediction, timestep, sample).pred_original_sample
+        found = clean_latents(row.seen, reference.alphas_cumprod, "epsilon")
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+        make = model.preview(row)
+        assert make is not None
+        pixels = make()
+        assert (pixels.shape, pixels.dtype) == ((HEIGHT // 8, WIDTH // 8, 3), np.uint8)
+        assert pixels.std() > 0
+    assert row.latents is not None
+    torch.testing.assert_close(found, row.latents[0], rtol=0, atol=1e-3)
+    row.close()
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_clean_latents_are_found_from_whatever_is_predicted(kind: str) -> None:
+    clean, noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    alphas = torch.linspace(0.99, 0.01, 1000)
+    alpha = alphas[500]
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    prediction = {"epsilon": noise, "v_prediction": velocity, "sample": clean}[kind]
+    torch.testing.assert_close(clean_latents(Seen(noisy, prediction, 500.0), alphas, kind), clean, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        ({"sampler": "dpm++ 2m"}, "sampler", "did you mean 'DPM\\+\\+ 2M'"),
+        ({"sampler": "x"}, "sampler", "There are: DPM\\+\\+ 2M, "),
+        ({"loras": (LoraUse("mine"),)}, "loras", "SD3"),
+        ({"skip_layers": SkipLayers()}, "skip_layers", "SD3"),
+        ({"step_cache": StepCache()}, "step_cache", "SD3"),
+        ({"strength": 0.2}, "strength", "at least 0.25"),
+        ({"sampler": "LCM", "step_count": 51}, "step_count", "at most 50"),
+        ({"prompt": "a " * 80}, "prompt", "82 tokens.*77"),
+        ({"negative_prompt": "a " * 80}, "negative_prompt", "82 tokens.*77"),
+    ],
+)
+def test_what_cannot_be_done_is_said(pipe: Any, changes: dict[str, Any], field: str, said: str) -> None:
+    with pytest.raises(BadArgument, match=said) as raised:
+        model_of(pipe).prepare(edit(**changes), nothing)
+    assert [violation.field for violation in raised.value.violations] == [field]
+
+
+def test_an_inpainting_model_makes_nothing_from_text_alone(pipe: Any) -> None:
+    with pytest.raises(BadArgument, match="only edits"):
+        model_of(pipe).prepare(Request(PARAMETERS), nothing)
+
+
+def test_a_long_prompt_is_cut_if_that_is_asked_for(pipe: Any) -> None:
+    model = model_of(pipe)
+    rows = [
+        only(model.prepare(edit(prompt="a " * 80 + rest, truncate_prompt=True), nothing)) for rest in ("dog", "red sea")
+    ]
+    for row in rows:
+        finish(model, row)
+    first, second = (row.latents for row in rows)
+    assert first is not None
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    for row in rows:
+        row.close()
+
+
+def test_networks_keep_their_dtypes(pipe: Any) -> None:
+    """SDXL's own pipeline changes the VAE's dtype for the time of a call: others may be decoding."""
+    parts = parts_of(type(pipe)(**pipe.components))
+    parts.unet = copy.deepcopy(pipe.unet).to(torch.bfloat16)
+    parts.dtype = torch.bfloat16
+    seen: set[torch.dtype] = set()
+    encode = parts.vae.encode
+    parts.vae.encode = lambda pixels: (seen.add(parts.vae.dtype), encode(pixels))[1]
+    try:
+        model = LegacyModel(parts, MODELS["sdxl-inpaint"].VARIANT)
+        row = only(model.prepare(edit(), nothing))
+        finish(model, row)
+        assert row.latents is not None
+        assert row.latents.dtype == torch.bfloat16
+        assert model.decode(row).shape == (HEIGHT, WIDTH, 3)
+        row.close()
+    finally:
+        del parts.vae.encode
+    assert seen == {torch.float32}
+
+
+def test_the_names_are_those_that_requests_are_checked_against() -> None:
+    assert tuple(SAMPLERS) == LEGACY_SAMPLERS

@@ -14,7 +14,7 @@ from PIL import Image
 
 from limner.core.errors import BadArgument, FieldViolation, OutOfMemory
 from limner.diffusion.legacy.parts import Parts
-from limner.diffusion.legacy.pipelines import pipeline
+from limner.diffusion.legacy.pipelines import encoder
 from limner.diffusion.legacy.preview import Seen, clean_latents, colours
 from limner.diffusion.legacy.row import LegacyRow
 from limner.diffusion.legacy.samplers import MOST_STEPS, scheduler
@@ -39,7 +39,7 @@ class LegacyModel:
         self._variant = variant
         self._encoding = threading.Lock()  # tokenizers keep settings of a call
         self._vae_lock = threading.Lock()
-        self._encoder = pipeline(parts, scheduler("DDIM", parts.scheduler), edits=True)
+        self._encoder = encoder(parts, scheduler("DDIM", parts.scheduler))
         self._alphas = self._encoder.scheduler.alphas_cumprod.float().cpu()
 
     def prepare(self, request: Request, check: Callable[[], None]) -> Sequence[Row]:

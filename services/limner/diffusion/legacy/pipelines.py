@@ -32,7 +32,7 @@ class _Stepped:
     _vae_lock: threading.Lock
     _begin: Callable[[int], None]
 
-    def stepped(self, device: torch.device, vae_lock: threading.Lock, begin: Callable[[int], None]) -> None:
+    def set_up(self, device: torch.device, vae_lock: threading.Lock, begin: Callable[[int], None]) -> None:
         """Set where latents are, who may use the VAE, and what is called with the number of steps before the first."""
         self._latents_device, self._vae_lock, self._begin = device, vae_lock, begin
 
@@ -76,13 +76,22 @@ class _SdxlInpaint(_Stepped, StableDiffusionXLInpaintPipeline):
     pass
 
 
-def pipeline(parts: Parts, scheduler: Any, *, edits: bool) -> Any:
-    """Return a new pipeline of the parts and a scheduler of its own: one that edits a picture, or one that makes one
-    from text alone."""
+def encoder(parts: Parts, scheduler: Any) -> Any:
+    """Return a pipeline that encodes prompts."""
+    return _made(parts, scheduler, edits=True, reads=True)
+
+
+def stepped(parts: Parts, scheduler: Any, *, edits: bool) -> Any:
+    """Return a new pipeline with a scheduler of its own: one that edits a picture, or one that makes one from text
+    alone. It has no text encoders and takes encoded prompts: with encoders, it would turn those into their dtype."""
+    return _made(parts, scheduler, edits=edits, reads=False)
+
+
+def _made(parts: Parts, scheduler: Any, *, edits: bool, reads: bool) -> Any:
     shared = {
         "vae": parts.vae,
-        "text_encoder": parts.text_encoder,
-        "tokenizer": parts.tokenizer,
+        "text_encoder": parts.text_encoder if reads else None,
+        "tokenizer": parts.tokenizer if reads else None,
         "unet": parts.unet,
         "scheduler": scheduler,
     }
@@ -91,8 +100,8 @@ def pipeline(parts: Parts, scheduler: Any, *, edits: bool) -> Any:
         return made(**shared, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     return (_SdxlInpaint if edits else _Sdxl)(
         **shared,
-        text_encoder_2=parts.text_encoder_2,
-        tokenizer_2=parts.tokenizer_2,
+        text_encoder_2=parts.text_encoder_2 if reads else None,
+        tokenizer_2=parts.tokenizer_2 if reads else None,
         force_zeros_for_empty_prompt=parts.force_zeros,
         add_watermarker=False,
     )

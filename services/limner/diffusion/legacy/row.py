@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from limner.diffusion.legacy.parts import Parts
-from limner.diffusion.legacy.pipelines import SEEN, pipeline
+from limner.diffusion.legacy.pipelines import SEEN, stepped
 from limner.diffusion.legacy.preview import Seen
 from limner.diffusion.legacy.turns import Turns
 
@@ -48,8 +48,8 @@ class LegacyRow:
         self.seen: Seen | None = None  # in the last evaluation
         self._check = check
         self._call = dict(call)
-        self._pipeline = pipeline(parts, scheduler, edits=edits)
-        self._pipeline.stepped(parts.device, vae_lock, self._begun)
+        self._pipeline = stepped(parts, scheduler, edits=edits)
+        self._pipeline.set_up(parts.device, vae_lock, self._begun)
         self._turns = Turns(f"limner-legacy-{number}", self._run)
 
     def begin(self) -> None:
