@@ -24,7 +24,6 @@ from limner.core.errors import LimnerError, ModelNotInstalled, OutOfMemory, Unkn
 from limner.core.placement import Placement
 from limner.diffusion.config import DiffusionConfig
 from limner.diffusion.digests import Digests
-from limner.diffusion.encoders import Encoder, find_encoders
 from limner.diffusion.facts import variant_of
 from limner.diffusion.hardware import hardware
 from limner.diffusion.lora.store import LoraStore
@@ -32,14 +31,12 @@ from limner.diffusion.model import Model
 from limner.diffusion.models import MODELS
 from limner.diffusion.plan import Plan
 from limner.diffusion.plan import plan as make_plan
-from limner.diffusion.shape import Part, Shape
-from limner.diffusion.shapes import shape_of
-from limner.diffusion.sources import Place, fetch, find, is_hub_id
+from limner.diffusion.shelf import Shelf
+from limner.diffusion.sources import Place
 from limner.diffusion.variant import Task, Variant
 from limner.engine import memory
 from limner.engine.budget import Measured
 from limner.engine.catalog import State
-from limner.engine.fetch import StoreError
 from limner.engine.machine import Machine, this_machine
 from limner.engine.store import Store
 from limner.runtime.config import ConfigError
@@ -98,6 +95,7 @@ class Library:
     def __init__(self, config: DiffusionConfig, store: Store, machine: Machine | None = None) -> None:
         self.server = "diffusion"
         self.loras = LoraStore(Path(config.lora_dir).expanduser() if config.lora_dir else store.root / "loras")
+        self._shelf = Shelf(config, self.loras)
         self._config = config
         self._machine = machine or this_machine()
         self._digests = Digests(store.root / "diffusion-digests.json")
@@ -108,35 +106,26 @@ class Library:
         self._limit = config.memory_budget_mb << 20 or sys.maxsize  # bytes that all models may take together
         for setting in ("default_model", "default_edit_model"):
             name = getattr(config, setting)
-            if name and name not in self._names():
+            if name and name not in self._shelf.names():
                 raise ConfigError(
                     f"diffusion: {setting} is {name!r}, of which nothing is known; give one of "
-                    f"{', '.join(self._names())}, or say in [diffusion.sources] where it is"
+                    f"{', '.join(self._shelf.names())}, or say in [diffusion.sources] where it is"
                 )
 
     # What there is.
 
     def card(self, name: str) -> ModelCard:
         """Return the card of a model or LoRA. Raises UnknownModel."""
-        if name in MODELS:
-            return MODELS[name].CARD
-        if name in self._config.sources:
-            return self._own_card(name)
-        if name in self.loras.names():
-            return self._lora_card(name)
-        raise UnknownModel(name, available=[*self._names(), *self.loras.names()])
+        return self._shelf.card(name)
 
     def cards(self, task: str | None = None) -> list[ModelCard]:
-        """Return the cards of a task, or all, by name. Models that edit are of the task `edit` too, LoRAs of `lora`."""
-        names = [name for name in self._names() if task is None or task in self._tasks(name)]
-        if task in (None, "lora"):
-            names += [name for name in self.loras.names() if name not in names]
-        return sorted(map(self.card, names), key=lambda card: card.name)
+        """Return the cards of a task (`generate`, `edit`, `lora`), or all, by name."""
+        return self._shelf.cards(task)
 
     def default(self, task: str) -> str:
         """Return the model that a request without a name gets: the configured one, or while that isn't installed, the
         first of the task that is. Empty if the task has none."""
-        names = [name for name in self._names() if task in self._tasks(name)]
+        names = self._shelf.names(task)
         configured = self._config.default_model
         if task == "edit":
             configured = self._config.default_edit_model or configured
@@ -150,19 +139,17 @@ class Library:
         """Return the model that a request means: the one it names, or the task's default. Raises UnknownModel, with the
         names of that task, also for a model that doesn't do it."""
         chosen = name or self.default(task)
-        if chosen not in self._names() or task not in self._tasks(chosen):
-            raise UnknownModel(chosen, available=[each for each in self._names() if task in self._tasks(each)])
+        if chosen not in (names := self._shelf.names(task)):
+            raise UnknownModel(chosen, available=names)
         return chosen
 
     def variant(self, name: str) -> Variant:
         """Return the facts of a model, from its own files if they are here. Raises UnknownModel, and ModelNotInstalled
         unless it can be fetched when it is loaded."""
-        if name not in self._names():
-            raise UnknownModel(name, available=self._names())
         try:
-            return variant_of(self._place(name))
+            return self._shelf.variant(name)
         except ModelNotInstalled:
-            if name in MODELS and self._is_fetchable(name):
+            if name in MODELS and self._shelf.is_fetchable(name):
                 return MODELS[name].VARIANT
             raise
 
@@ -170,10 +157,10 @@ class Library:
         """Return whether a model or LoRA can be used. Does not wait for one that is being loaded."""
         if name in self._loaded:
             return State.LOADED
-        if name not in self._names():
+        if name not in self._shelf.names():
             return State.LOADED if self.loras.is_loaded(name) else State.INSTALLED
         try:
-            self._files(self._place(name))
+            self._shelf.files(self._shelf.place(name))
         except ModelNotInstalled:
             return State.NOT_INSTALLED
         return State.INSTALLED
@@ -183,11 +170,11 @@ class Library:
         numbers."""
         if (loaded := self._loaded.get(name)) is not None:
             return loaded.plan.placement
-        if name not in self._names():
+        if name not in self._shelf.names():
             self.card(name)
             return LORA_PLACEMENT
         with self._lock:
-            return self._plan(self._place(name)).placement
+            return self._plan(self._shelf.place(name)).placement
 
     def digest(self, name: str) -> str:
         """Return the sha256 of the weights as they are served, in lower-case hexadecimal; of several files that of
@@ -196,8 +183,9 @@ class Library:
         try:
             if (loaded := self._loaded.get(name)) is not None:
                 return self._digests.of(loaded.files)
-            files = [self.loras.path(name)] if name not in self._names() else self._files(self._place(name))
-            return self._digests.of(files)
+            if name not in self._shelf.names():
+                return self._digests.of([self.loras.path(name)])
+            return self._digests.of(self._shelf.files(self._shelf.place(name)))
         except (LimnerError, OSError):
             return ""
 
@@ -209,7 +197,7 @@ class Library:
 
     def get(self, name: str, *, job: Job | None = None) -> None:
         """Load a model or LoRA, unless it is. Raises as `lease`."""
-        if name in self._names():
+        if name in self._shelf.names():
             self.lease(name, job).close()
             return
         self.card(name)
@@ -220,7 +208,7 @@ class Library:
     def unload(self, name: str) -> None:
         """Forget a loaded model or LoRA, so that its memory goes; a model that calls still use, when the last of them
         is over. Raises UnknownModel."""
-        if name not in self._names():
+        if name not in self._shelf.names():
             self.card(name)
             self.loras.unload(name)
             return
@@ -237,14 +225,14 @@ class Library:
 
         Raises UnknownModel, ModelNotInstalled with the mend, OutOfMemory with the numbers, and what the job's check
         raises while it waits for another model to be loaded."""
-        if name not in self._names():
-            raise UnknownModel(name, available=self._names())
+        if name not in self._shelf.names():
+            raise UnknownModel(name, available=self._shelf.names())
         if (lease := self._leased(name)) is not None:
             return lease
         with self._turn(job):
             if (lease := self._leased(name)) is not None:  # another call has loaded it while this one waited
                 return lease
-            place = self._fetched(name, job)
+            place = self._found(name, job)
             from limner.diffusion.loading import PARTS
 
             with nullcontext(lambda done: None) if job is None else job.stage("load", PARTS + 2) as step:
@@ -292,6 +280,16 @@ class Library:
         _collect(loaded.plan.placement.device)
         _log.info("unloaded %s", name)
 
+    def _found(self, name: str, job: Job | None) -> Place:
+        """Return where a model is, after fetching it if it isn't here and the server may."""
+        try:
+            return self._shelf.place(name)
+        except ModelNotInstalled:
+            if not self._shelf.is_fetchable(name):
+                raise
+        with nullcontext() if job is None else job.stage("fetch"):
+            return self._shelf.fetch(name)
+
     def _load(self, place: Place, step: Callable[[int], None]) -> _Loaded:
         """Read a model into memory as planned, and let it find out how much it takes at once."""
         from limner.diffusion.sd3.memory import is_out_of_memory
@@ -312,7 +310,7 @@ class Library:
             raise self._ran_out(place.name, plan) from error
         _collect(device)
         taken = max(memory.in_use(device) - before, 0)
-        files = self._files(place)
+        files = self._shelf.files(place)
         self._hash(files)
         _log.info(
             "loaded %s in %.1f s, %d MiB: %s, %s (%s)",
@@ -367,7 +365,6 @@ class Library:
     def _plan(self, place: Place, *, measure: bool = False) -> Plan:
         """Return how a model would be loaded if those that nobody uses made room for it. With `measure`, the CPU's
         precisions are tried, which imports torch. Hold the lock."""
-        encoders = self._encoders(place)
         variant = variant_of(place)
         there = hardware(self._machine, self._config.device, measure=measure)
         idle = sum(each.plan.needed_bytes for each in self._loaded.values() if not each.lease_count)
@@ -375,7 +372,7 @@ class Library:
         there = replace(there, free_bytes=min(there.free_bytes + idle, max(self._limit - used, 0)))
         try:
             return make_plan(
-                shape_of(place, encoders),
+                self._shelf.shape(place),
                 there,
                 precision=self._config.precision,
                 quantisation=self._config.quantisation,
@@ -425,100 +422,6 @@ class Library:
             "takes less",
             metadata={"needed_bytes": str(plan.needed_bytes), "free_bytes": str(free)},
         )
-
-    # Where the files are.
-
-    def _names(self) -> list[str]:
-        """Return the models' names: known ones, then those of one's own."""
-        return [*MODELS, *(name for name in self._config.sources if name not in MODELS)]
-
-    def _tasks(self, name: str) -> frozenset[Task]:
-        """Return what a model does; of one of one's own that isn't there, nothing."""
-        if name in MODELS:
-            return MODELS[name].VARIANT.tasks
-        try:
-            return variant_of(self._place(name)).tasks
-        except ModelNotInstalled:
-            return frozenset()
-
-    def _where(self, name: str) -> str:
-        return self._config.sources.get(name) or MODELS[name].CARD.hub
-
-    def _place(self, name: str) -> Place:
-        return find(name, self._where(name), cache=self._config.hub_cache, t5=self._config.t5)
-
-    def _is_fetchable(self, name: str) -> bool:
-        return not self._config.offline and is_hub_id(self._where(name))
-
-    def _fetched(self, name: str, job: Job | None) -> Place:
-        """Return the model's place, after fetching it if it isn't here and the server may."""
-        try:
-            return self._place(name)
-        except ModelNotInstalled:
-            if not self._is_fetchable(name):
-                raise
-        with nullcontext() if job is None else job.stage("fetch"):
-            try:
-                fetch(name, self._where(name), cache=self._config.hub_cache, t5=self._config.t5)
-            except StoreError as error:
-                raise ModelNotInstalled(f"{name} is not installed: {error}", metadata={"model": name}) from error
-        return self._place(name)
-
-    def _encoders(self, place: Place) -> dict[str, Encoder]:
-        if place.family != "sd3":
-            return {}
-        return find_encoders(place, self._config.text_encoders, cache=self._config.hub_cache, t5=self._config.t5)
-
-    def _files(self, place: Place) -> list[Path]:
-        """Return all weights that are served. Raises ModelNotInstalled if some are missing."""
-        files = {path for paths in place.weights(t5=self._config.t5).values() for path in paths}
-        files |= {path for encoder in self._encoders(place).values() for path in encoder.files}
-        return sorted(files)
-
-    def _own_card(self, name: str) -> ModelCard:
-        """Return what is known of a model of one's own."""
-        where = self._config.sources[name]
-        card = ModelCard(
-            name=name,
-            task="generate",
-            description="A model of one's own.",
-            licence="as its owner says",
-            source=where,
-            precisions=("fp32", "bf16", "fp16"),
-            engine="torch",
-            hub=where if is_hub_id(where) else "",
-        )
-        try:
-            place = self._place(name)
-            variant = variant_of(place)
-            values = _value_count(shape_of(place, self._encoders(place)))
-        except ModelNotInstalled:
-            return card
-        family = {"sd3": "Stable Diffusion 3", "sdxl": "Stable Diffusion XL", "sd1": "Stable Diffusion 1"}[place.family]
-        return replace(
-            card,
-            task="generate" if "generate" in variant.tasks else "edit",
-            description=f"A model of one's own, of the family of {family}.",
-            size_multiple=variant.size_multiple,
-            minimum_side=variant.size_multiple,
-            memory_estimate_bytes=4 * values,
-        )
-
-    def _lora_card(self, name: str) -> ModelCard:
-        path = self.loras.path(name)
-        return ModelCard(
-            name=name,
-            task="lora",
-            description="A LoRA for models of the SD3 family.",
-            licence="as its owner says",
-            source=str(path),
-            memory_estimate_bytes=path.stat().st_size,
-            engine="torch",
-        )
-
-
-def _value_count(shape: Shape) -> int:
-    return sum(part.values for part in (shape.denoiser, *shape.clip, shape.t5 or Part(0), shape.vae))
 
 
 def _collect(device: str) -> None:

@@ -132,8 +132,8 @@ def hub_folder(hub: str, cache: str = "") -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def fetch(name: str, hub: str, *, cache: str = "", t5: bool = True) -> Path:
-    """Bring what the model takes of a hub repository into the cache: configurations, vocabularies and safetensors, each
+def fetch(hub: str, *, cache: str = "", t5: bool = True) -> Path:
+    """Bring what a model takes of a hub repository into the cache: configurations, vocabularies and safetensors, each
     weight once. What is there is not fetched again, and what broke off goes on. Returns the snapshot's folder.
 
     Raises StoreError that says how to mend it: a licence that the account hasn't accepted, no token, no connection, no
@@ -142,7 +142,7 @@ def fetch(name: str, hub: str, *, cache: str = "", t5: bool = True) -> Path:
 
     try:
         index = Path(hf_hub_download(hub, "model_index.json", cache_dir=cache or None))
-        family = _family_of_index(name, read_json(index))
+        family = _family_of_index(hub, read_json(index))
         parts = [part for part in (*NETWORKS[family], *OTHERS[family]) if t5 or part not in T5_PARTS]
         kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
         wanted = ["model_index.json", *(f"{part}/{kind}" for part in parts for kind in kinds)]
