@@ -131,6 +131,13 @@ def test_other_programs_find_prompt_and_settings_where_they_look(picture, made):
     assert lines[2].startswith("Steps: 28, Sampler: euler, CFG scale: 4.5, Seed: 43, Size: 96x64, Model: tiny, ")
 
 
+def test_parameters_stand_in_the_contracts_order(made):
+    assert list(made.parameters)[:4] == ["prompt", "negative_prompt", "width_px", "height_px"]
+    shuffled = {**dict(reversed(PARAMETERS.items())), "strength": "0.6", "crop_margin_px": "64"}
+    again = recipe.recipe_of("generate", progress_pb2.Finished(model="tiny", parameters=shuffled), 43)
+    assert list(again.parameters) == [*made.parameters, "crop_margin_px", "strength"]
+
+
 def test_files_of_other_formats_stay_as_they_are(picture, made):
     for data in (encoded(picture, "WEBP"), b"\x89PNG\r\n\x1a\nno picture"):
         assert recipe.store(data, made) == data

@@ -43,8 +43,14 @@ def recipe_of(operation: str, finished: progress_pb2.Finished, seed: int) -> Rec
         model=finished.model,
         model_digest=finished.model_digest,
         seed=seed,
-        parameters=dict(finished.parameters),
+        parameters={name: finished.parameters[name] for name in sorted(finished.parameters, key=_place)},
     )
+
+
+def _place(name: str) -> tuple[int, str]:
+    """The prompt comes first, then the options in the contract's order, then all else by name: messages have none."""
+    field = diffusion_pb2.GenerateOptions.DESCRIPTOR.fields_by_name.get(name)
+    return (0 if name == "prompt" else field.number if field is not None else 1000), name
 
 
 def store(data: bytes, recipe: Recipe) -> bytes:
