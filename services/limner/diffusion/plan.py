@@ -196,7 +196,7 @@ def _choices(load: _Load, quantisation: str, text_encoders: str) -> Iterator[_Ch
     else:
         placements = tuple(each for each in ("device", "offload", "cpu") if each == text_encoders)
     for way, group_offload in ways:
-        texts = [(place, t5) for place in placements for t5 in _t5_ways(load, way, group_offload, quantisation)]
+        texts = [(place, t5) for place in placements for t5 in _t5_ways(load, way, quantisation)]
         # A quantised T5 on the device rather than a full one on the CPU, where it takes seconds for every new prompt.
         texts.sort(key=lambda text: (text[0] == "cpu", T5_WAYS.index(text[1])))
         for place, t5 in texts:
@@ -204,11 +204,11 @@ def _choices(load: _Load, quantisation: str, text_encoders: str) -> Iterator[_Ch
                 yield _Choice(way, group_offload, place, t5, vae_tiling)
 
 
-def _t5_ways(load: _Load, way: Quantisation, group_offload: bool, asked: str) -> tuple[Quantisation, ...]:
-    """What may become of T5, the best first: four bits only where all else is given up too."""
+def _t5_ways(load: _Load, way: Quantisation, asked: str) -> tuple[Quantisation, ...]:
+    """What may become of T5, the best first: four bits only where the denoiser has no more."""
     if not load.t5 or load.hardware.device == "mps" or asked == "none":
         return ("none",)
-    return T5_WAYS if way == "nf4" or group_offload else T5_WAYS[:2]
+    return T5_WAYS if way == "nf4" else T5_WAYS[:2]
 
 
 def _weighed(load: _Load, choice: _Choice, why: str, first: Plan | None) -> Plan:
@@ -330,9 +330,10 @@ def _shortage(load: _Load, smallest: Plan, quantisation: str, text_encoders: str
     else:
         what, needed, free = "of main memory", smallest.cpu_needed_bytes, hardware.cpu_free_bytes
     parts = ", ".join(f"{name} {_exact(count)}" for name, count in smallest.parts.items() if count)
-    made_of = f" ({parts})" if needed == smallest.needed_bytes else " (what is not on the device)"
+    made_of = parts if needed == smallest.needed_bytes else "what is not on the device"
     return out_of_memory(
-        f"{load.shape.name} needs about {_exact(needed)} {what} at least{made_of}, and {_exact(free)} are to be had; {mend}",
+        f"{load.shape.name} needs about {_exact(needed)} {what} at least ({made_of}), and {_exact(free)} are to be "
+        f"had; {mend}",
         needed,
         free,
     )
