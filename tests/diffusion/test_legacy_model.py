@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from limner.diffusion.legacy.model import LegacyModel
 from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.legacy.preview import Seen, clean_latents
 from limner.diffusion.legacy.row import LegacyRow
-from limner.diffusion.legacy.samplers import SAMPLERS, scheduler
+from limner.diffusion.legacy.samplers import SAMPLERS, Samplers
 from limner.diffusion.model import Request
 from limner.diffusion.models import MODELS
 from limner.diffusion.models._samplers import LEGACY_SAMPLERS
@@ -79,6 +80,7 @@ def parts_of(pipe: Any) -> Parts:
     )
 
 
+@functools.cache
 def model_of(pipe: Any) -> LegacyModel:
     return LegacyModel(parts_of(pipe), MODELS["sd1.5-inpaint"].VARIANT)
 
@@ -100,7 +102,7 @@ def edit(**changes: Any) -> Request:
 def theirs(pipe: Any, request: Request, output: str = "latent") -> Any:
     """What diffusers' own pipeline answers."""
     parameters = request.parameters
-    own = type(pipe)(**{**pipe.components, "scheduler": scheduler(parameters.sampler, dict(pipe.scheduler.config))})
+    own = type(pipe)(**{**pipe.components, "scheduler": Samplers(pipe.scheduler.config).scheduler(parameters.sampler)})
     own.set_progress_bar_config(disable=True)
     assert request.image is not None
     covered = np.ones((HEIGHT, WIDTH), np.float32) if request.mask is None else request.mask
@@ -247,7 +249,7 @@ def test_a_base_model_generates(family: str, theirs_of: Any) -> None:
     row = only(model.prepare(Request(PARAMETERS), nothing))
     finish(model, row)
     shared = {key: each for key, each in pipe.components.items() if key not in ("feature_extractor", "image_encoder")}
-    shared["scheduler"] = scheduler("DDIM", dict(pipe.scheduler.config))
+    shared["scheduler"] = Samplers(pipe.scheduler.config).scheduler("DDIM")
     own = theirs_of(
         **shared, **({"feature_extractor": None, "requires_safety_checker": False} if family == "sd1" else {})
     )
@@ -321,7 +323,7 @@ def test_the_preview_is_what_the_unet_takes_the_picture_for(pipe: Any) -> None:
     model = model_of(pipe)
     row = only(model.prepare(edit(sampler="Euler"), nothing))
     assert model.preview(row) is None
-    reference = scheduler("Euler", dict(pipe.scheduler.config))
+    reference = Samplers(pipe.scheduler.config).scheduler("Euler")
     reference.set_timesteps(4)
     for timestep in reference.timesteps:
         reference.is_scale_input_called = True

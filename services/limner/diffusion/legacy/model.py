@@ -17,7 +17,7 @@ from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.legacy.pipelines import encoder
 from limner.diffusion.legacy.preview import Seen, clean_latents, colours
 from limner.diffusion.legacy.row import LegacyRow
-from limner.diffusion.legacy.samplers import MOST_STEPS, scheduler
+from limner.diffusion.legacy.samplers import MOST_STEPS, Samplers
 from limner.diffusion.model import Pixels, Request, Row
 from limner.diffusion.parameters import Parameters
 from limner.diffusion.sd3.memory import is_out_of_memory, release
@@ -39,7 +39,8 @@ class LegacyModel:
         self._variant = variant
         self._encoding = threading.Lock()  # tokenizers keep settings of a call
         self._vae_lock = threading.Lock()
-        self._encoder = encoder(parts, scheduler("DDIM", parts.scheduler))
+        self._samplers = Samplers(parts.scheduler)
+        self._encoder = encoder(parts, self._samplers.scheduler("DDIM"))
         self._alphas = self._encoder.scheduler.alphas_cumprod.float().cpu()
 
     def prepare(self, request: Request, check: Callable[[], None]) -> Sequence[Row]:
@@ -64,7 +65,7 @@ class LegacyModel:
                 rows.append(
                     LegacyRow(
                         self._parts,
-                        scheduler(parameters.sampler, self._parts.scheduler),
+                        self._samplers.scheduler(parameters.sampler),
                         call | seeded,
                         edits=request.image is not None,
                         vae_lock=self._vae_lock,

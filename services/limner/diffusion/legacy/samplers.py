@@ -6,6 +6,7 @@ The names are those of Automatic1111's program; which scheduler is which is a ta
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -57,14 +58,22 @@ _OF_ANOTHER = {
 _OF_LATENTS = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
 
-def scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """Return a new scheduler: it holds the state of one picture. `config` is the model's own: its noise schedule and
-    what it predicts. Raises BadArgument for a name that isn't in SAMPLERS."""
-    if name not in SAMPLERS:
-        raise BadArgument(_unknown(name), field="sampler")
-    class_name, options = SAMPLERS[name]
-    kept = {key: value for key, value in config.items() if key not in _OF_ANOTHER}
-    return getattr(diffusers, class_name).from_config(_OF_LATENTS | kept | options)
+class Samplers:
+    """Samplers(config).scheduler("Euler a")    # `config` is the model's: its noise schedule and what it predicts"""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = {key: value for key, value in config.items() if key not in _OF_ANOTHER}
+        self._unused: dict[str, Any] = {}  # some take half a second to make, and none to copy
+
+    def scheduler(self, name: str) -> Any:
+        """Return a new scheduler: it holds the state of one picture. Raises BadArgument for a name that isn't in
+        SAMPLERS."""
+        if name not in SAMPLERS:
+            raise BadArgument(_unknown(name), field="sampler")
+        if name not in self._unused:
+            class_name, options = SAMPLERS[name]
+            self._unused[name] = getattr(diffusers, class_name).from_config(_OF_LATENTS | self._config | options)
+        return copy.deepcopy(self._unused[name])
 
 
 def _unknown(name: str) -> str:
