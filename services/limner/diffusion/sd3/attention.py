@@ -30,7 +30,7 @@ class JointAttention:
             parts = [torch.cat(pair, dim=1) for pair in zip(parts, text, strict=True)]
         query, key, value = (part.transpose(1, 2) for part in parts)
         mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        picture = attention.to_out[0](mixed[:, :count])
+        picture: torch.Tensor = attention.to_out[0](mixed[:, :count])
         if encoder_hidden_states is None:
             return picture
         rest = mixed[:, count:]

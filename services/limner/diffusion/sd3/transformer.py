@@ -58,7 +58,7 @@ class Transformer(SD3Transformer2DModel):
     def _features(
         self, latents: torch.Tensor, conditioning: torch.Tensor, text: torch.Tensor, skip_layers: Collection[int]
     ) -> torch.Tensor:
-        features = self.pos_embed(latents).contiguous()
+        features: torch.Tensor = self.pos_embed(latents).contiguous()
         text = self.context_embedder(text)
         for index, block in enumerate(self.transformer_blocks):
             if index not in skip_layers:
