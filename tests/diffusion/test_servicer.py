@@ -318,6 +318,11 @@ GENERATE_FAULTS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "count": ({"image_count": 17}, ["image_count"], "give 1 to 16"),
     "sampler": ({"sampler": "eular"}, ["sampler"], "did you mean 'euler'"),
     "turbo": ({"sampler": "turbo", "model": "turbo", "step_count": 5}, ["step_count"], "has 4 steps"),
+    "turbo's shift": (
+        {"sampler": "turbo", "model": "turbo", "schedule_shift": 2, "width_px": 64},
+        ["schedule_shift"],
+        "turbo has 3",
+    ),
     "turbo of others": ({"sampler": "turbo"}, ["sampler"], "tiny takes: dpmpp-2m"),
     "shift": ({"schedule_shift": 0.0}, ["schedule_shift"], "give 0.1 to 20"),
     "text length": ({"text_length": 513}, ["text_length"], "give 16 to 512"),

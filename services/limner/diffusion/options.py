@@ -14,6 +14,7 @@ from limner.core.geometry import Size
 from limner.core.seed import SEED_LIMIT
 from limner.diffusion import sizes
 from limner.diffusion.parameters import LoraUse, Parameters, SkipLayers, StepCache
+from limner.diffusion.sd3.samplers import TURBO_SHIFT, TURBO_STEPS
 from limner.diffusion.variant import Variant
 from limner.v1 import diffusion_pb2
 
@@ -47,7 +48,7 @@ SD3_ONLY = ("schedule_shift", "text_length", "skip_layer_guidance", "loras", "st
 LEAST_TEXT_LENGTH = 16
 MOST_LORAS = 8
 MOST_PROMPT = 1 << 15  # characters; no text encoder reads more than some thousands
-TURBO, TURBO_STEPS = "turbo", 4  # the one sampler whose steps are given
+TURBO = "turbo"  # the one sampler whose schedule is given
 
 
 def prompt_faults(prompt: str, field: str) -> Iterator[FieldViolation]:
@@ -84,6 +85,11 @@ def option_faults(asked: diffusion_pb2.GenerateOptions, variant: Variant, field:
         yield FieldViolation(
             f"{field}.step_count",
             f"is {asked.step_count}; the sampler {TURBO} has {TURBO_STEPS} steps, others take any number",
+        )
+    if asked.HasField("schedule_shift") and _sampler(asked, variant) == TURBO and asked.schedule_shift != TURBO_SHIFT:
+        yield FieldViolation(
+            f"{field}.schedule_shift",
+            f"is {asked.schedule_shift:g}; the sampler {TURBO} has {TURBO_SHIFT:g}, others take any",
         )
     if asked.HasField("seed") and asked.seed + _image_count(asked) > 2 * SEED_LIMIT:
         yield FieldViolation(f"{field}.seed", f"is {asked.seed}; the seeds of the images after it pass 2^64 - 1")
@@ -127,7 +133,7 @@ def parameters_of(
 ) -> Parameters:
     """Return options without faults with every default filled in."""
     sampler = _sampler(asked, variant)
-    step_count = TURBO_STEPS if sampler == TURBO else variant.step_count
+    step_count, shift = (TURBO_STEPS, TURBO_SHIFT) if sampler == TURBO else (variant.step_count, variant.shift)
     return Parameters(
         prompt=prompt,
         negative_prompt=asked.negative_prompt,
@@ -137,7 +143,7 @@ def parameters_of(
         guidance_scale=asked.guidance_scale if asked.HasField("guidance_scale") else variant.guidance_scale,
         strength=strength,
         sampler=sampler,
-        shift=asked.schedule_shift if asked.HasField("schedule_shift") else variant.shift,
+        shift=asked.schedule_shift if asked.HasField("schedule_shift") else shift,
         text_length=asked.text_length if asked.HasField("text_length") else variant.text_length,
         truncate_prompt=asked.truncate_prompt,
         skip_layers=_skip_layers(asked.skip_layer_guidance) if asked.HasField("skip_layer_guidance") else None,
@@ -164,7 +170,7 @@ def told(parameters: Parameters, variant: Variant) -> dict[str, str]:
     }
     if variant.family == "sd3":
         texts["text_length"] = number(parameters.text_length)
-    if parameters.shift is not None and parameters.sampler != TURBO:
+    if parameters.shift is not None:
         texts["schedule_shift"] = number(parameters.shift)
     if (skip := parameters.skip_layers) is not None:
         texts["skip_layer_guidance"] = json.dumps(
