@@ -19,7 +19,7 @@ from limner.client.options import (
 )
 
 
-@click.command("edit")
+@click.command("edit", short_help="Change IMAGE, or a part of it, as PROMPT says.")
 @click.argument("image", type=INPUT)
 @click.argument("prompt", default="")
 @with_output

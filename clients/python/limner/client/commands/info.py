@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from limner.client.recipe import Recipe
 
 
-@click.command("info")
+@click.command("info", short_help="Show what an image file tells of itself.")
 @click.argument("image", metavar="FILE", type=INPUT)
 @click.option("--json", "as_json", is_flag=True, help="Write it to standard output as one line of JSON.")
 def command(image: str, as_json: bool) -> None:

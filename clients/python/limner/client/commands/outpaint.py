@@ -20,7 +20,7 @@ from limner.client.options import (
 _SIDE = click.IntRange(0, 4096)
 
 
-@click.command("outpaint")
+@click.command("outpaint", short_help="Extend IMAGE on any of its sides.")
 @click.argument("image", type=INPUT)
 @click.argument("prompt", default="")
 @with_output
