@@ -6,6 +6,7 @@ Meant for devices with a memory of their own; on the CPU all of it works and sav
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,20 +22,19 @@ def on_demand(module: nn.Module, device: torch.device) -> None:
     nothing is copied back. Tensors in the arguments are brought to the device, what comes out stays there. The module's
     own `device` says `cpu` between calls. One call at a time: others wait.
     """
-    keep_in_main_memory(module, pinned=device.type == "cuda")
-    tensors = [*module.parameters(), *module.buffers()]  # tied ones once
-    kept = [tensor.data for tensor in tensors]
+    module.to("cpu")
+    if device.type == "cuda":
+        _put(_weights(module), torch.Tensor.pin_memory)
+    kept = _weights(module)
     forward, lock = module.forward, threading.Lock()
 
     def brought(*inputs: Any, **named: Any) -> Any:
         with lock:
             try:
-                for tensor, data in zip(tensors, kept, strict=True):
-                    tensor.data = data.to(device, non_blocking=True)
+                _put(kept, lambda tensor: tensor.to(device, non_blocking=True))
                 return forward(*_moved(inputs, device), **_moved(named, device))
             finally:
-                for tensor, data in zip(tensors, kept, strict=True):
-                    tensor.data = data
+                _put(kept, lambda tensor: tensor)
 
     module.forward = brought
 
@@ -56,12 +56,26 @@ def by_blocks(module: nn.Module, device: torch.device) -> None:
     )
 
 
-def keep_in_main_memory(module: nn.Module, *, pinned: bool) -> None:
-    """Bring weights to main memory; pinned, the device can fetch them while the CPU does other things."""
-    module.to("cpu")
-    if pinned:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.pin_memory()
+def _weights(module: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
+    """Return every parameter and buffer with the module that has it and its name there."""
+    return [
+        (owner, name, tensor)
+        for owner in module.modules()
+        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+    ]
+
+
+def _put(weights: Sequence[tuple[nn.Module, str, torch.Tensor]], made: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put what is made of each weight in its place; of those that are tied, once."""
+    put: dict[int, torch.Tensor] = {}
+    for owner, name, tensor in weights:
+        new = put.get(id(tensor))
+        if new is None:
+            new = made(tensor)
+            if isinstance(tensor, nn.Parameter) and new is not tensor:
+                new = nn.Parameter(new, requires_grad=False)
+            put[id(tensor)] = new
+        setattr(owner, name, new)
 
 
 def _moved(values: Any, device: torch.device) -> Any:
