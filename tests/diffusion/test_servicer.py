@@ -18,7 +18,7 @@ from PIL import Image
 
 from limner.core.card import ModelCard
 from limner.core.codec import Limits
-from limner.core.errors import UnknownModel
+from limner.core.errors import BadArgument, UnknownModel
 from limner.core.placement import Placement
 from limner.diffusion.engine import Engine
 from limner.diffusion.model import Pixels, Request
@@ -70,6 +70,9 @@ class FakeModel:
         self.requests: list[Request] = []
 
     def prepare(self, request: Request, check: Callable[[], None]) -> Sequence[FakeRow]:
+        if "too long" in request.parameters.negative_prompt:
+            message = "options.negative_prompt has 300 tokens"
+            raise BadArgument(message, field="options.negative_prompt")
         self.requests.append(request)
         count = request.parameters.image_count
         return [FakeRow(request, index, request.parameters.step_count) for index in range(count)]
@@ -461,6 +464,18 @@ async def test_bad_requests_are_refused_by_name(stub, models, request_, reason, 
     assert found[2] == fields
     assert words in found[1]
     assert not models.model.requests
+
+
+async def test_a_fault_that_the_model_finds_is_told_by_its_place_in_the_request(stub):
+    options = pb.GenerateOptions(negative_prompt="too long")
+    _, message, fields, _ = await refused(stub.Generate(pb.GenerateRequest(prompt=ASK, options=options)))
+    assert fields == ["options.negative_prompt"]
+    request = pb.EditRequest(image=png(photograph()), options=pb.EditOptions(generate=options))
+    _, message, fields, _ = await refused(stub.Edit(request))
+    assert (fields, message) == (
+        ["options.generate.negative_prompt"],
+        "options.generate.negative_prompt has 300 tokens",
+    )
 
 
 async def test_calls_of_all_kinds_go_on_at_the_same_time(stub):

@@ -11,7 +11,7 @@ import numpy as np
 
 from limner.core.card import ModelCard
 from limner.core.codec import Limits
-from limner.core.errors import BadArgument, FieldViolation, UnknownModel
+from limner.core.errors import BadArgument, FieldViolation, InvalidInput, UnknownModel
 from limner.core.geometry import Size
 from limner.core.picture import Picture
 from limner.core.placement import Placement
@@ -174,10 +174,14 @@ class DiffusionServicer(diffusion_pb2_grpc.DiffusionServiceServicer):
         seed = call.options.seed if call.options.HasField("seed") else None
         # On a helper thread, as what is known of models is read from their files.
         work = await self._device.help(lambda: self._work(call, result_type))
-        async for response in stream(context, self._device, response_type, work, seed=seed, previews=call.previews):
-            if response.WhichOneof("event") == "finished":
-                response.finished.model_digest = self._models.digest(work.model)  # known once it was loaded
-            yield response
+        try:
+            async for response in stream(context, self._device, response_type, work, seed=seed, previews=call.previews):
+                if response.WhichOneof("event") == "finished":
+                    response.finished.model_digest = self._models.digest(work.model)  # known once it was loaded
+                yield response
+        except InvalidInput as error:
+            move_fields(error, call.path)
+            raise
 
     def _work(self, call: Call, result_type: type[Any]) -> Work[Generation, list[Pixels], Any]:
         asked = call.options
@@ -272,6 +276,24 @@ class DiffusionServicer(diffusion_pb2_grpc.DiffusionServiceServicer):
                 f"{self._max_result_bytes >> 20} MiB; give at most {max(1, self._max_result_bytes // one)}",
                 field=f"{path}.image_count",
             )
+
+
+def move_fields(error: InvalidInput, path: str) -> None:
+    """Give an error of a model, which knows options as `options.loras`, the path that they have in the request."""
+
+    def moved(field: str) -> str:
+        first, _, rest = field.partition(".")
+        known = rest.partition(".")[0].partition("[")[0] in diffusion_pb2.GenerateOptions.DESCRIPTOR.fields_by_name
+        return f"{path}.{rest}" if first == "options" and known else field
+
+    violations = []
+    for each in error.violations:
+        now = moved(each.field)
+        if now != each.field:
+            error.message = error.message.replace(each.field, now)
+            each = FieldViolation(now, each.description.replace(each.field, now))
+        violations.append(each)
+    error.violations = tuple(violations)
 
 
 def check_call(call: Call, variant: Variant) -> None:
