@@ -48,6 +48,8 @@ WAIT_S = 0.05  # between looks at whether a call that waits for another's loadin
 RETRY_S = 10.0  # after which a call may find room that others use now
 SOON_HASHED = 1 << 30  # bytes of weights that are hashed before a model is used rather than beside
 
+PARTS = 4  # that `limner.diffusion.loading` tells of; before them room is made, after them the model tries itself out
+
 LORA_PLACEMENT = Placement("cpu", "native", "torch", "a LoRA: read into memory, and applied by the calls that name it")
 
 
@@ -60,7 +62,7 @@ class _Loaded:
     measured: Measured
     files: list[Path]
     lease_count: int = 0
-    is_doomed: bool = False  # it goes when the last lease is closed
+    is_doomed: bool = False  # it goes when the last lease is closed, unless it was wanted again meanwhile
     last_use: float = 0.0  # of time.monotonic()
 
 
@@ -173,8 +175,7 @@ class Library:
         if name not in self._shelf.names():
             self.card(name)
             return LORA_PLACEMENT
-        with self._lock:
-            return self._plan(self._shelf.place(name)).placement
+        return self._plan(self._shelf.place(name)).placement
 
     def digest(self, name: str) -> str:
         """Return the sha256 of the weights as they are served, in lower-case hexadecimal; of several files that of
@@ -233,8 +234,6 @@ class Library:
             if (lease := self._leased(name)) is not None:  # another call has loaded it while this one waited
                 return lease
             place = self._found(name, job)
-            from limner.diffusion.loading import PARTS
-
             with nullcontext(lambda done: None) if job is None else job.stage("load", PARTS + 2) as step:
                 loaded = self._load(place, step)
             with self._lock:
@@ -258,8 +257,9 @@ class Library:
     def _leased(self, name: str) -> Lease | None:
         with self._lock:
             loaded = self._loaded.get(name)
-            if loaded is None or loaded.is_doomed:
+            if loaded is None:
                 return None
+            loaded.is_doomed = False  # rather than to have it in memory twice
             loaded.lease_count += 1
             loaded.last_use = time.monotonic()
             return Lease(loaded.model, lambda: self._closed(name, loaded))
@@ -295,8 +295,7 @@ class Library:
         from limner.diffusion.sd3.memory import is_out_of_memory
 
         began = time.perf_counter()
-        with self._lock:
-            plan = self._plan(place, measure=True)
+        plan = self._plan(place, measure=True)
         device = plan.placement.device
         self._make_room(plan)
         step(1)
@@ -308,7 +307,7 @@ class Library:
             if isinstance(error, LimnerError) or not is_out_of_memory(error):
                 raise
             raise self._ran_out(place.name, plan) from error
-        _collect(device)
+        memory.trim()
         taken = max(memory.in_use(device) - before, 0)
         files = self._shelf.files(place)
         self._hash(files)
@@ -324,7 +323,7 @@ class Library:
         return _Loaded(model, plan, Measured(plan.placement.precision, taken), files)
 
     def _read(self, place: Place, plan: Plan, step: Callable[[int], None]) -> Model:
-        from limner.diffusion.loading import PARTS, load_legacy_parts, load_sd3
+        from limner.diffusion.loading import load_legacy_parts, load_sd3
 
         variant, config = variant_of(place), self._config
         if place.family != "sd3":
@@ -364,21 +363,23 @@ class Library:
 
     def _plan(self, place: Place, *, measure: bool = False) -> Plan:
         """Return how a model would be loaded if those that nobody uses made room for it. With `measure`, the CPU's
-        precisions are tried, which imports torch. Hold the lock."""
-        variant = variant_of(place)
+        precisions are tried, which imports torch."""
+        shape, variant = self._shelf.shape(place), variant_of(place)
         there = hardware(self._machine, self._config.device, measure=measure)
-        idle = sum(each.plan.needed_bytes for each in self._loaded.values() if not each.lease_count)
-        used = sum(each.plan.needed_bytes for each in self._loaded.values() if each.lease_count)
+        with self._lock:
+            idle = sum(each.plan.needed_bytes for each in self._loaded.values() if not each.lease_count)
+            used = sum(each.plan.needed_bytes for each in self._loaded.values() if each.lease_count)
         there = replace(there, free_bytes=min(there.free_bytes + idle, max(self._limit - used, 0)))
         try:
             return make_plan(
-                self._shelf.shape(place),
+                shape,
                 there,
                 precision=self._config.precision,
                 quantisation=self._config.quantisation,
                 text_encoders=self._config.text_encoder_placement,
                 t5=self._config.t5,
                 pixels=variant.width * variant.height,
+                text_length=variant.text_length,
             )
         except OutOfMemory as error:
             if used:
@@ -426,9 +427,10 @@ class Library:
 
 def _collect(device: str) -> None:
     """Give back what nobody refers to any more."""
-    import torch
-
-    from limner.diffusion.sd3.memory import release
-
-    release(torch.device(device))
     memory.collect()
+    if device != "cpu":
+        import torch
+
+        from limner.diffusion.sd3.memory import release
+
+        release(torch.device(device))

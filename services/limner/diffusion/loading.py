@@ -26,8 +26,6 @@ from limner.diffusion.sd3.transformer import Transformer
 from limner.diffusion.single_file import read_clip, read_t5, read_transformer, read_vae
 from limner.diffusion.sources import Place
 
-PARTS = 4  # that loading is told in: text encoders, transformer, VAE, all where they belong
-
 FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 """What diffusers and transformers tell of weights that don't fit, and would fill up with noise."""
 
@@ -48,7 +46,8 @@ def load_sd3(
 ) -> Components:
     """Return the parts of an SD3 model, each in evaluation mode, where and in what the plan says.
 
-    `step` is told after each of PARTS. Raises ModelNotInstalled for what is missing or of another shape."""
+    `step` is told after each of four parts: text encoders, transformer, VAE, all of it where it belongs. Raises
+    ModelNotInstalled for what is missing or of another shape."""
     device, dtype = torch.device(plan.placement.device), DTYPES[plan.dtype]
     encoders = find_encoders(place, text_encoders, cache=hub_cache, t5=plan.t5)
     text_dtype = DTYPES[plan.text_dtype]
