@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import threading
 from collections.abc import Iterator
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from limner.core.errors import BadArgument, Cancelled
+from limner.core.errors import BadArgument, Cancelled, OutOfMemory
 from limner.diffusion import tiny
 from limner.diffusion.legacy.model import LegacyModel
 from limner.diffusion.legacy.parts import Parts
@@ -81,6 +80,11 @@ def parts_of(pipe: Any) -> Parts:
 
 
 @functools.cache
+def samplers_of(pipe: Any) -> Samplers:
+    return Samplers(pipe.scheduler.config)
+
+
+@functools.cache
 def model_of(pipe: Any) -> LegacyModel:
     return LegacyModel(parts_of(pipe), MODELS["sd1.5-inpaint"].VARIANT)
 
@@ -102,7 +106,7 @@ def edit(**changes: Any) -> Request:
 def theirs(pipe: Any, request: Request, output: str = "latent") -> Any:
     """What diffusers' own pipeline answers."""
     parameters = request.parameters
-    own = type(pipe)(**{**pipe.components, "scheduler": Samplers(pipe.scheduler.config).scheduler(parameters.sampler)})
+    own = type(pipe)(**{**pipe.components, "scheduler": samplers_of(pipe).scheduler(parameters.sampler)})
     own.set_progress_bar_config(disable=True)
     assert request.image is not None
     covered = np.ones((HEIGHT, WIDTH), np.float32) if request.mask is None else request.mask
@@ -249,7 +253,7 @@ def test_a_base_model_generates(family: str, theirs_of: Any) -> None:
     row = only(model.prepare(Request(PARAMETERS), nothing))
     finish(model, row)
     shared = {key: each for key, each in pipe.components.items() if key not in ("feature_extractor", "image_encoder")}
-    shared["scheduler"] = Samplers(pipe.scheduler.config).scheduler("DDIM")
+    shared["scheduler"] = samplers_of(pipe).scheduler("DDIM")
     own = theirs_of(
         **shared, **({"feature_extractor": None, "requires_safety_checker": False} if family == "sd1" else {})
     )
@@ -319,11 +323,70 @@ def test_values_that_are_no_numbers_end_their_row_alone(pipe: Any, monkeypatch: 
     good.close()
 
 
+def test_a_row_that_needs_too_much_memory_is_tried_with_less(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    forward = UNet2DConditionModel.forward
+
+    def small(self: Any, sample: torch.Tensor, *args: Any, **options: Any) -> Any:
+        batches.append(len(sample))
+        if len(sample) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, sample, *args, **options)
+
+    expected = theirs(pipe, edit())
+    monkeypatch.setattr(UNet2DConditionModel, "forward", small)
+    model = LegacyModel(
+        parts_of(made("sdxl" if hasattr(pipe, "text_encoder_2") else "sd1")), MODELS["sdxl-inpaint"].VARIANT
+    )
+    row = only(model.prepare(edit(), nothing))
+    finish(model, row)
+    assert batches == [2, 1, 1] * 4
+    torch.testing.assert_close(row.latents, expected, rtol=0, atol=1e-4)
+    row.close()
+
+
+def test_a_row_that_needs_too_much_memory_after_all_ends_alone(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(pipe)
+    large, other = only(model.prepare(edit(), nothing)), only(model.prepare(edit(), nothing))
+
+    def none(*args: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.unet, "forward", none)
+        (error,) = model.advance([large])
+    assert isinstance(error, OutOfMemory)
+    assert "take step 1" in str(error)
+    large.close()
+    finish(model, other)
+    torch.testing.assert_close(other.latents, theirs(pipe, edit()), rtol=0, atol=1e-5)
+    other.close()
+
+
+def test_a_picture_is_decoded_by_tiles_if_memory_runs_out(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(pipe)
+    row = only(model.prepare(edit(), nothing))
+    finish(model, row)
+    whole, decode, tiling = model.decode(row), pipe.vae.decode, []
+
+    def short(*args: Any, **options: Any) -> Any:
+        tiling.append(pipe.vae.use_tiling)
+        if not pipe.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(*args, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", short)
+    np.testing.assert_array_equal(model.decode(row), whole)  # it is smaller than a tile
+    assert tiling == [False, True]
+    assert not pipe.vae.use_tiling
+    row.close()
+
+
 def test_the_preview_is_what_the_unet_takes_the_picture_for(pipe: Any) -> None:
     model = model_of(pipe)
     row = only(model.prepare(edit(sampler="Euler"), nothing))
     assert model.preview(row) is None
-    reference = Samplers(pipe.scheduler.config).scheduler("Euler")
+    reference = samplers_of(pipe).scheduler("Euler")
     reference.set_timesteps(4)
     for timestep in reference.timesteps:
         reference.is_scale_input_called = True
@@ -394,24 +457,22 @@ def test_a_long_prompt_is_cut_if_that_is_asked_for(pipe: Any) -> None:
         row.close()
 
 
-def test_networks_keep_their_dtypes(pipe: Any) -> None:
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_networks_keep_their_dtypes(family: str) -> None:
     """SDXL's own pipeline changes the VAE's dtype for the time of a call: others may be decoding."""
-    parts = parts_of(type(pipe)(**pipe.components))
-    parts.unet = copy.deepcopy(pipe.unet).to(torch.bfloat16)
+    parts = parts_of(made(family))
+    parts.unet.to(torch.bfloat16)
     parts.dtype = torch.bfloat16
     seen: set[torch.dtype] = set()
     encode = parts.vae.encode
     parts.vae.encode = lambda pixels: (seen.add(parts.vae.dtype), encode(pixels))[1]
-    try:
-        model = LegacyModel(parts, MODELS["sdxl-inpaint"].VARIANT)
-        row = only(model.prepare(edit(), nothing))
-        finish(model, row)
-        assert row.latents is not None
-        assert row.latents.dtype == torch.bfloat16
-        assert model.decode(row).shape == (HEIGHT, WIDTH, 3)
-        row.close()
-    finally:
-        del parts.vae.encode
+    model = LegacyModel(parts, MODELS["sdxl-inpaint"].VARIANT)
+    row = only(model.prepare(edit(), nothing))
+    finish(model, row)
+    assert row.latents is not None
+    assert row.latents.dtype == torch.bfloat16
+    assert model.decode(row).shape == (HEIGHT, WIDTH, 3)
+    row.close()
     assert seen == {torch.float32}
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from limner.core.errors import BadArgument, FieldViolation, OutOfMemory
+from limner.diffusion.legacy import frugal
 from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.legacy.pipelines import encoder
 from limner.diffusion.legacy.preview import Seen, clean_latents, colours
@@ -41,6 +42,7 @@ class LegacyModel:
         self._vae_lock = threading.Lock()
         self._samplers = Samplers(parts.scheduler)
         self._encoder = encoder(parts, self._samplers.scheduler("DDIM"))
+        frugal.halve_when_short(parts.unet, parts.device)
         self._alphas = self._encoder.scheduler.alphas_cumprod.float().cpu()
 
     def prepare(self, request: Request, check: Callable[[], None]) -> Sequence[Row]:
@@ -98,7 +100,7 @@ class LegacyModel:
         vae = self._parts.vae
         with self._memory("decode the picture"), self._vae_lock:
             scaled = _unscaled(latents.to(vae.device, vae.dtype), vae.config)
-            pixels = vae.decode(scaled, return_dict=False)[0][0].float()
+            pixels = frugal.decode(vae, scaled, self._parts.device)[0].float()
         # As diffusers' image processor: from [-1, 1] to the nearest of 256 values.
         values = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return np.ascontiguousarray(values.permute(1, 2, 0).cpu().numpy())
