@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -114,6 +115,21 @@ def test_fp8_leaves_layers_alone_whose_sizes_can_t_be_multiplied(transformer):
     found, _ = transformer(*inputs(torch.bfloat16))
     assert found.isfinite().all()
     assert found.shape == right.shape
+
+
+def test_layers_are_let_go_one_by_one(transformer, monkeypatch):
+    gone: list[weakref.ref[nn.Linear]] = []
+    alive: list[int] = []
+
+    def counted(layer: nn.Linear) -> Int8Linear:
+        gone.append(weakref.ref(layer))
+        alive.append(sum(each() is not None for each in gone))
+        return Int8Linear(layer)
+
+    monkeypatch.setitem(KINDS, "int8", counted)
+    quantise(transformer, "int8")
+    assert max(alive) <= 2  # the one before may be held by the loop
+    assert len(alive) > 20
 
 
 def test_none_changes_nothing(transformer):

@@ -31,8 +31,8 @@ T5_WAYS: tuple[Quantisation, ...] = ("none", "int8", "nf4")
 QUANTISED_BYTES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 2 / 64}
 """Of a weight; nf4 with a scale in 16 bits for 64 of them. The scales of the others are one a row, next to nothing."""
 
-STEP_VALUES = {"sd3": 15, "sdxl": 20, "sd1": 33}
-"""What lives at the peak of an evaluation: values for each token and channel of a transformer, 10.6 to 14.6 on the meta
+STEP_VALUES = {"sd3": 16, "sdxl": 20, "sd1": 33}
+"""What lives at the peak of an evaluation: values for each token and channel of a transformer, 10.6 to 15.3 on the meta
 device, or for each latent pixel and channel of a UNet, 15.8 and 26 there, and a quarter more for convolutions."""
 
 PIXELS_PER_TOKEN = {"sd3": 256, "sdxl": 64, "sd1": 64}

@@ -131,7 +131,9 @@ def quantise(
     """
     if kind == "none":
         return
-    for path, layer in list(module.named_modules()):
+    paths = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    for path in paths:  # one layer after the other, as there may be no room for both forms of all
+        layer = module.get_submodule(path)
         if isinstance(layer, nn.Linear) and _is_in_a_list(module, path) and _fits(layer, kind):
             parent, _, name = path.rpartition(".")
             quantised = KINDS[kind](layer if device is None else layer.to(device))
