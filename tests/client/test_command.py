@@ -18,7 +18,7 @@ from rich.console import Console
 
 from limner.client import Client, LocalServers, ServiceFailed, jobs
 from limner.client.command import limner
-from limner.client.local import SERVICES, configured_hosts, configured_ports, find_free_ports
+from limner.client.local import SERVICES, configured_hosts, configured_ports, default_services, find_free_ports
 from limner.client.terminal import Bars
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -675,3 +675,14 @@ def test_services_that_are_not_installed_are_told(monkeypatch):
     monkeypatch.setattr("limner.client.local.find_spec", lambda name: None)
     with pytest.raises(ServiceFailed, match=r"not installed here: segment; `pip install limner\[all\]`"):
         LocalServers(services=("segment",)).start()
+
+
+def test_diffusion_is_left_out_where_torch_and_its_like_are_not_installed(monkeypatch):
+    assert default_services() == SERVICES
+    monkeypatch.setattr("limner.client.local.find_spec", lambda name: None if name == "diffusers" else object())
+    assert default_services() == tuple(name for name in SERVICES if name != "diffusion")
+    servers = LocalServers()
+    servers.stop()
+    assert servers.services == default_services()
+    with pytest.raises(ServiceFailed, match="not installed here: diffusion"):
+        LocalServers(services=("diffusion",)).start()

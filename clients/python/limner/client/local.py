@@ -32,6 +32,9 @@ from typing import BinaryIO
 HOST = "127.0.0.1"
 DEFAULT_PORTS = {"router": 7400, "inpaint": 7401, "segment": 7402, "postprocess": 7403, "diffusion": 7404}
 SERVICES = tuple(DEFAULT_PORTS)
+# What a service can do nothing without, although its modules come with those of the others: torch is large, and many
+# do without it.
+_NEEDED = {"diffusion": "diffusers"}
 # Below the range that systems take ports of outgoing connections from, so that a port found free stays so.
 _FREE_PORTS = range(15000, 32000)
 _POLL_SECONDS = 0.05
@@ -54,7 +57,7 @@ class _Service:
 
 
 class LocalServers:
-    """Runs services until the block is left.
+    """Runs services until the block is left: by default all, but diffusion only where its packages are installed.
 
     `config` is the TOML file that each of them reads; `environment` is added to the processes' own. By default each
     listens on a free port, and the router keeps its blobs in a temporary directory that goes with the block; with
@@ -67,7 +70,7 @@ class LocalServers:
         self,
         *,
         config: str | os.PathLike[str] | None = None,
-        services: Sequence[str] = SERVICES,
+        services: Sequence[str] | None = None,
         free_ports: bool = True,
         port_offset: int = 0,
         log_dir: str | os.PathLike[str] | None = None,
@@ -76,6 +79,7 @@ class LocalServers:
         start_timeout: float = 60.0,
         stop_timeout: float = 35.0,
     ) -> None:
+        services = default_services() if services is None else services
         for name in services:
             if name not in DEFAULT_PORTS:
                 raise ValueError(f"no service {name!r}; there are: {', '.join(SERVICES)}")
@@ -134,7 +138,7 @@ class LocalServers:
     def start(self) -> None:
         """Starts all at once and returns when all are healthy. Raises ServiceFailed, having stopped them all."""
         try:
-            missing = [name for name in self._services if find_spec(f"limner.{name}") is None]
+            missing = [name for name in self._services if not is_installed(name)]
             if missing:
                 raise ServiceFailed(f"not installed here: {', '.join(missing)}; `pip install limner[all]` brings them")
             taken = [
@@ -262,6 +266,16 @@ class LocalServers:
                 if service.reader is not None:
                     service.reader.join(1.0)
                 service.process = service.reader = None
+
+
+def default_services() -> tuple[str, ...]:
+    """All services, without those whose modules are here and the packages that they need are not."""
+    return tuple(name for name in SERVICES if name not in _NEEDED or is_installed(name))
+
+
+def is_installed(name: str) -> bool:
+    """True if a service can be started, as far as can be told without importing it."""
+    return find_spec(f"limner.{name}") is not None and (name not in _NEEDED or find_spec(_NEEDED[name]) is not None)
 
 
 def health_check(address: str) -> Callable[[], bool]:

@@ -15,7 +15,7 @@ import click
 from limner.client.command import INTERRUPTED, CommandFailed
 
 if TYPE_CHECKING:
-    from limner.client.local import LocalServers
+    from limner.client.local import LocalServers, default_services
 
 _SERVICES = ("router", "inpaint", "segment", "postprocess", "diffusion")
 _COLOURS = dict(zip(_SERVICES, ("cyan", "green", "magenta", "yellow", "blue"), strict=True))
@@ -43,7 +43,7 @@ def command(
     quiet: bool,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run router, inpaint, segment, postprocess and diffusion until Ctrl-C.
+    """Run router, inpaint, segment, postprocess and, where its packages are installed, diffusion until Ctrl-C.
 
     With a COMMAND after `--`, run it once all are healthy, with LIMNER_ADDRESS set, stop them when it ends, and exit
     with its code. A service that dies is reported and started again, unless it dies too often or --no-restart is given.
@@ -57,7 +57,7 @@ def command(
     try:
         servers = LocalServers(
             config=config,
-            services=only or _SERVICES,
+            services=only or default_services(),
             free_ports=free_ports,
             port_offset=port_offset,
             log_dir=log_dir,
@@ -68,6 +68,10 @@ def command(
     try:
         with servers:
             _show_table(servers, time.monotonic() - began)
+            if not only and "diffusion" not in servers.services:
+                click.echo(
+                    "without diffusion, as its packages are not installed: pip install 'limner[diffusion]'", err=True
+                )
             if arguments:
                 raise click.exceptions.Exit(_run_command(servers, arguments))
             _watch(servers, restart=restart)
