@@ -174,22 +174,36 @@ def tensors(files: Iterable[Path]) -> dict[str, Tensor]:
     return found
 
 
+def is_whole(path: Path) -> bool:
+    """Say whether a safetensors file is as long as its header says."""
+    try:
+        header, length = _header(path)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        return bool(path.stat().st_size == 8 + length + end)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
+        return False
+
+
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name. Raises ModelNotInstalled if it is none."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(LARGEST_HEADER, path.stat().st_size):
-                raise ValueError(length)
-            header = json.loads(file.read(length))
-        return {
-            key: Tensor(entry["dtype"], tuple(entry["shape"])) for key, entry in header.items() if key != "__metadata__"
-        }
+        return {key: Tensor(entry["dtype"], tuple(entry["shape"])) for key, entry in _header(path)[0].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelNotInstalled(
             f"{path} is no safetensors file, or is cut off; only safetensors are read, as checkpoints of other formats "
             "are programs: take the .safetensors file of the same model, and fetch it anew if it is that"
         ) from error
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return a header's entries by tensor, and its length in bytes."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(LARGEST_HEADER, path.stat().st_size):
+            raise ValueError(length)
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, length
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ try:
     from limner.engine.placement import PRECISIONS
     from limner.models.actions import Actions
     from limner.models.offers import gather
+    from limner.models.pipelines import QUANTISED, bytes_of
+    from limner.runtime.config import ConfigError
 except ModuleNotFoundError as error:
     if (error.name or "limner").startswith("limner"):  # a fault of ours, not a package that isn't there
         raise
@@ -31,7 +33,10 @@ except ModuleNotFoundError as error:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    offers, absent = gather()
+    try:
+        offers, absent = gather()
+    except ConfigError as error:
+        parser.error(str(error))
     by_name = {offer.card.name: offer for offer in offers}
     asked = getattr(options, "names", [])
     if unknown := sorted(set(asked) - set(by_name)):
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "list":
             return actions.list(chosen)
         case "plan":
-            return actions.plan(chosen, options.device, options.precision)
+            return actions.plan(chosen, options.device, options.precision, options.memory)
         case "pull":
             return actions.pull(chosen, options.mirror, options.accept_licence, options.precisions)
         case "import":
@@ -69,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", parents=[common], help="where each model would run here, and why")
     plan.add_argument("names", nargs="*", metavar="NAME", help="only these")
     plan.add_argument("--device", default="auto", help="auto, cpu, cuda:N")
-    plan.add_argument("--precision", default="auto", help=", ".join(PRECISIONS))
+    precisions = [*PRECISIONS, *(name for name in QUANTISED if name not in PRECISIONS)]
+    plan.add_argument("--precision", default="auto", help=", ".join(precisions))
+    plan.add_argument(
+        "--memory", type=_memory, metavar="SIZE", help="as if so much of the device's were free, such as 12GiB"
+    )
 
     making = argparse.ArgumentParser(add_help=False)
     making.add_argument("--accept-licence", action="store_true", help="agree to licences that are not free")
@@ -100,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     rm = commands.add_parser("rm", parents=[common], help="delete weights")
     rm.add_argument("names", nargs="+", metavar="NAME")
     return parser
+
+
+def _memory(text: str) -> int:
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _precisions(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,10 @@ from limner.engine.fetch import Report, StoreError
 from limner.engine.machine import this_machine
 from limner.engine.placement import place, resolve
 from limner.engine.store import mend, open_store
-from limner.models.offers import Offer
+from limner.models.offers import Offer, pipelines
+from limner.models.pipelines import Pipelines
 
+DIFFUSION = "diffusion"  # the server whose models are pipelines
 PIPE_WIDTH = 200  # columns of a table that goes to no terminal
 
 
@@ -32,6 +35,7 @@ class Actions:
 
     def __init__(self, model_dir: str, absent: Sequence[str], *, as_json: bool) -> None:
         self._store = open_store(model_dir)
+        self._model_dir = model_dir
         self._absent = absent
         self._as_json = as_json
         self._out = Console(highlight=False, markup=False)
@@ -45,9 +49,9 @@ class Actions:
                 "name": offer.card.name,
                 "task": offer.card.task,
                 "server": offer.server,
-                "installed": not self._store.missing(offer.card),
-                "install_with": mend(offer.card) if self._store.missing(offer.card) else "",
-                "size_bytes": self._size(offer.card),
+                "installed": self._is_installed(offer),
+                "install_with": "" if self._is_installed(offer) else self._mend(offer),
+                "size_bytes": self._size(offer),
                 "licence": offer.card.licence,
                 "description": offer.card.description,
             }
@@ -56,20 +60,26 @@ class Actions:
         self._show(rows)
         return 0
 
-    def plan(self, offers: Sequence[Offer], device: str, precision: str) -> int:
+    def plan(self, offers: Sequence[Offer], device: str, precision: str, memory_bytes: int | None = None) -> int:
+        """`memory_bytes` stands for what is free on the device; None: what is."""
         rows, code, machine = [], 0, this_machine()
         is_known = device in ("auto", *machine.devices)
-        free = memory.free(resolve(device, machine)) if is_known else None
+        free = memory.free(resolve(device, machine)) if is_known and memory_bytes is None else memory_bytes
         for offer in offers:
             try:
-                placement = place(
-                    offer.card,
-                    machine,
-                    device=device,
-                    precision=precision,
-                    differences=self._store.differences(offer.card),
-                    available_bytes=free,
-                )
+                if offer.server == DIFFUSION:
+                    placement = self._pipelines.plan(
+                        offer.card, machine, device=device, precision=precision, memory_bytes=memory_bytes
+                    )
+                else:
+                    placement = place(
+                        offer.card,
+                        machine,
+                        device=device,
+                        precision=precision,
+                        differences=self._store.differences(offer.card),
+                        available_bytes=free,
+                    )
                 where = dataclasses.asdict(placement)
                 del where["thread_count"]
             except LimnerError as error:
@@ -83,7 +93,9 @@ class Actions:
         for offer in offers:
             card = offer.card
             try:
-                if not card.files:
+                if offer.server == DIFFUSION:
+                    outcome = self._pull_pipeline(card, accept_licence)
+                elif not card.files:
                     outcome = "nothing to pull: it has no weights"
                 else:
                     self._err.print(f"{card.name}: {card.licence}, {card.source}")
@@ -102,6 +114,8 @@ class Actions:
     ) -> int:
         card, code = offer.card, 0
         try:
+            if offer.server == DIFFUSION:
+                raise StoreError("files of it are used where they are: name their place in [diffusion.sources]")
             if not card.exports:
                 raise StoreError("it is not made from a checkpoint, so there is nothing to import")
             importer = _importer()
@@ -123,11 +137,12 @@ class Actions:
     def verify(self, offers: Sequence[Offer], *, only_installed: bool) -> int:
         rows, code = [], 0
         for offer in offers:
-            if not offer.card.files:
+            keeper = self._pipelines if offer.server == DIFFUSION else self._store
+            if offer.server != DIFFUSION and not offer.card.files:
                 outcome = "nothing to verify: it has no weights"
-            elif only_installed and self._store.missing(offer.card):
+            elif only_installed and not self._is_installed(offer):
                 outcome = "not installed"
-            elif faults := self._store.verify(offer.card):
+            elif faults := keeper.verify(offer.card):
                 outcome, code = "; ".join(faults), 1
             else:
                 outcome = "right"
@@ -139,8 +154,10 @@ class Actions:
         rows, code = [], 0
         for offer in offers:
             try:
-                freed = self._store.rm(offer.card)
-                outcome = f"removed, {_size(freed)} freed" if freed else "nothing of it is in the model directory"
+                is_pipeline = offer.server == DIFFUSION
+                freed = (self._pipelines if is_pipeline else self._store).rm(offer.card)
+                place = "hub's cache" if is_pipeline else "model directory"
+                outcome = f"removed, {_size(freed)} freed" if freed else f"nothing of it is in the {place}"
             except StoreError as error:
                 outcome, code = f"failed: {error}", 1
             rows.append({"name": offer.card.name, "outcome": outcome})
@@ -164,8 +181,31 @@ class Actions:
             )
         return made
 
-    def _size(self, card: ModelCard) -> int:
+    def _pull_pipeline(self, card: ModelCard, accept_licence: bool) -> str:
+        self._err.print(f"{card.name}: {card.licence}, {card.source}")
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        if not self._err.is_terminal:
+            disable_progress_bars()
+        return self._pipelines.pull(card, accept_licence=accept_licence)
+
+    @cached_property
+    def _pipelines(self) -> Pipelines:
+        return pipelines(self._model_dir)
+
+    def _is_installed(self, offer: Offer) -> bool:
+        if offer.server == DIFFUSION:
+            return not self._pipelines.missing(offer.card)
+        return not self._store.missing(offer.card)
+
+    def _mend(self, offer: Offer) -> str:
+        return self._pipelines.mend(offer.card) if offer.server == DIFFUSION else mend(offer.card)
+
+    def _size(self, offer: Offer) -> int:
         """Return what the model takes on this disk; where it isn't here, what there is to fetch."""
+        card = offer.card
+        if offer.server == DIFFUSION:
+            return self._pipelines.size(card)
         if card.exports and not self._store.missing(card):
             return self._store.size(card)
         return sum(file.size_bytes for file in card.files)
@@ -230,4 +270,6 @@ def _cell(value: str | bool | int) -> str:
 
 
 def _size(count: int) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count else "-"
