@@ -132,7 +132,7 @@ def sd1_pipeline(*, seed: int = 0, in_channels: int = 9) -> StableDiffusionInpai
         torch.manual_seed(seed)
         pipeline = StableDiffusionInpaintPipeline(
             unet=UNet2DConditionModel(
-                sample_size=64,
+                sample_size=16,
                 in_channels=in_channels,
                 out_channels=4,
                 block_out_channels=(16, 32),
@@ -161,7 +161,7 @@ def sdxl_pipeline(*, seed: int = 0, in_channels: int = 9) -> StableDiffusionXLIn
         torch.manual_seed(seed)
         pipeline = StableDiffusionXLInpaintPipeline(
             unet=UNet2DConditionModel(
-                sample_size=128,
+                sample_size=16,
                 in_channels=in_channels,
                 out_channels=4,
                 block_out_channels=(16, 32),
