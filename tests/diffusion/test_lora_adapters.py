@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from limner.core.errors import BadArgument
+from limner.core.errors import BadArgument, OutOfMemory
 from limner.diffusion.lora.adapters import Adapters
 from limner.diffusion.lora.file import lora_of, read_lora
 from limner.diffusion.lora.lora import Lora, LowRank, ScaledLora
@@ -265,6 +265,21 @@ def test_loras_for_other_models_are_refused_with_the_layers_named(transformer: T
     for path in ("transformer_blocks.0", "transformer_blocks.0.attn.norm_q", "pos_embed.proj", ""):
         with pytest.raises(BadArgument, match="not there"):
             adapters.attach(Lora("odd", {"transformer": {path: fitting}}))
+
+
+def test_a_device_that_is_full_says_so(
+    transformer: Transformer, files: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters, lora = Adapters({"transformer": transformer}), read_lora(files[0])
+
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", full)
+        with pytest.raises(OutOfMemory, match="not enough memory for LoRA '0', 0 MiB as saved"):
+            adapters.attach(lora)
+    adapters.attach(lora)
 
 
 def test_components_that_are_left_out_are_left_alone(transformer: Transformer) -> None:

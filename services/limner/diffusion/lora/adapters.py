@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.nn import functional
 
-from limner.core.errors import BadArgument
+from limner.core.errors import BadArgument, OutOfMemory
 from limner.diffusion.lora.lora import Lora, LowRank, ScaledLora
 
 _FUSED = {
@@ -73,7 +73,7 @@ class Adapters:
     def attach(self, lora: Lora) -> None:
         """Find the LoRA's places and put its weights where the model's are; nothing is done twice.
 
-        Raises BadArgument, naming layers, if the model hasn't all of them, or has them of other sizes.
+        Raises BadArgument, naming layers, if the model hasn't all of them, or has them of other sizes; OutOfMemory.
         """
         self._of(lora)
 
@@ -129,10 +129,17 @@ class Adapters:
                     placed.setdefault(name, []).append(_Addition(*place, low_rank))
         if faults:
             raise _unfitting(lora, faults, sum(map(len, layers.values())))
-        for name, additions in placed.items():
-            device, dtype = _kind(self._components[name])
-            for addition in additions:
-                addition.weights(device, dtype)
+        try:
+            for name, additions in placed.items():
+                device, dtype = _kind(self._components[name])
+                for addition in additions:
+                    addition.weights(device, dtype)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"the device has not enough memory for LoRA {lora.name!r}, {lora.byte_count >> 20} MiB as saved: leave "
+                f"it out, or try again when less is going on",
+                metadata={"lora": lora.name},
+            ) from error
         return placed
 
 
