@@ -191,9 +191,7 @@ class Sd3Model:
         noise = draw_noise(generator, parameters.width, parameters.height, channels).to(self._device)
         if image is None:
             return noise, None
-        if mask is None:
-            return noised(image, noise, sigma), None
-        return noise if parameters.strength == 1 else noised(image, noise, sigma), Given(image, noise, mask)
+        return noised(image, noise, sigma), None if mask is None else Given(image, noise, mask)
 
     def _in_less_memory(self, work: Callable[[A], T], argument: A) -> T:
         """Return `work(argument)` of the autoencoder; in tiles, from now on, if memory is not enough for the whole."""

@@ -55,13 +55,15 @@ def evaluations(sampler: str, *, step_count: int, shift: float | None, strength:
     step counts and shifts that the turbo schedule hasn't, and for strengths that leave no step.
     """
     if sampler not in SAMPLERS:
-        raise BadArgument(f"no sampler {sampler!r} for this model; there are: {', '.join(SAMPLERS)}")
+        message = f"no sampler {sampler!r} for this model; there are: {', '.join(SAMPLERS)}"
+        raise BadArgument(message, field="options.sampler")
     if sampler == "turbo":
         _check_turbo(step_count, shift)
     sigmas, timesteps = _SCHEDULES[sampler](step_count, 1.0 if shift is None else shift)
     first = first_step(step_count, strength)
     if first == step_count:
-        raise BadArgument(f"strength {strength:g} leaves none of {step_count} steps; give at least {1 / step_count:g}")
+        message = f"strength {strength:g} leaves none of {step_count} steps; give at least {1 / step_count:g}"
+        raise BadArgument(message, field="options.strength")
     return tuple(_STEPS[sampler](sigmas[first:], timesteps[first:]))
 
 
@@ -74,12 +76,14 @@ def _check_turbo(step_count: int, shift: float | None) -> None:
     if step_count != TURBO_STEPS:
         raise BadArgument(
             f"the turbo schedule has {TURBO_STEPS} steps, and {step_count} were asked for: "
-            f"give {TURBO_STEPS}, or take the sampler `euler`"
+            f"give {TURBO_STEPS}, or take the sampler `euler`",
+            field="options.step_count",
         )
     if shift != TURBO_SHIFT:
         raise BadArgument(
             f"the turbo schedule has the shift {TURBO_SHIFT:g}, and {shift} was asked for: "
-            f"give {TURBO_SHIFT:g}, or take the sampler `euler`"
+            f"give {TURBO_SHIFT:g}, or take the sampler `euler`",
+            field="options.schedule_shift",
         )
 
 
