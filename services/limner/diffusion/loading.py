@@ -49,6 +49,7 @@ def load_sd3(
     `step` is told after each of four parts: text encoders, transformer, VAE, all of it where it belongs. Raises
     ModelNotInstalled for what is missing or of another shape."""
     device, dtype = torch.device(plan.placement.device), DTYPES[plan.dtype]
+    decoder = _preview_decoder(preview_decoder, dtype, device)
     encoders = find_encoders(place, text_encoders, cache=hub_cache, t5=plan.t5)
     text_dtype = DTYPES[plan.text_dtype]
     clip_l, clip_g = (_clip(encoders[name], text_dtype) for name in ("text_encoder", "text_encoder_2"))
@@ -67,7 +68,7 @@ def load_sd3(
         vae=_vae(place, DTYPES[plan.vae_dtype]),
         device=device,
         dtype=dtype,
-        preview_decoder=_preview_decoder(preview_decoder, dtype, device),
+        preview_decoder=decoder,
     )
     step(3)
     _settle(components, plan)
