@@ -20,9 +20,11 @@ import pytest
 
 from limner.core.errors import BadArgument, Cancelled, DeadlineExceeded, ModelNotInstalled, Stopping
 from limner.core.placement import Placement
+from limner.diffusion import engine
 from limner.diffusion.engine import Engine, Generation
 from limner.diffusion.model import Pixels, Request
 from limner.diffusion.parameters import Parameters
+from limner.runtime import telemetry
 from limner.runtime.call import Work, stream
 from limner.runtime.device import Device
 from limner.v1.diffusion_pb2 import GenerateResponse, GenerateResult
@@ -87,6 +89,7 @@ class CountingModel:
     batches: list[list[str]] = field(default_factory=list)  # who was in which evaluation
     rows: set[Row] = field(default_factory=set)  # that are not closed
     decoded: list[str] = field(default_factory=list)
+    closed_early: list[str] = field(default_factory=list)  # whose rows were closed while they were decoded
     before_prepare: Callable[[Request], None] = lambda request: None
     before_advance: Callable[[Sequence[Row]], None] = lambda rows: None
     before_preview: Callable[[Row], None] = lambda row: None
@@ -138,6 +141,8 @@ class CountingModel:
         assert row.picture is not None, "a row is decoded that is closed"
         self.before_decode(row)
         self.decoded.append(row.prompt)
+        if row.picture is None:
+            self.closed_early.append(row.prompt)
         return np.full((1, 1, 3), row.value + row.seed, np.uint8)
 
     def evaluations(self) -> Counter[str]:
@@ -245,7 +250,7 @@ class House:
         """Wait until the device is free, and see that nothing was kept."""
         await self.until(lambda: not self.device.busy)
         assert not +self.shelf.leased
-        assert not any(model.rows for model in self.shelf.models.values())
+        assert not any(model.rows or model.closed_early for model in self.shelf.models.values())
         assert self.device._open_calls == 0
 
     def close(self) -> None:
@@ -391,9 +396,49 @@ async def test_a_call_that_is_over_while_others_work_for_it_waits_for_nothing_an
     await house.until(gate.reached.is_set)
     with pytest.raises(DeadlineExceeded):
         await call.task
+    await asyncio.sleep(0.1)
+    assert house.shelf.leased["a"] == (where != "lease"), "the other thread still works with the model"
     gate.open()
+    await asyncio.sleep(0.05)
     await house.is_quiet()
     assert model.evaluations().total() == (4 if where == "decode" else 0)
+
+
+async def test_a_call_that_is_over_when_its_turn_to_be_decoded_comes_is_not(house, model):
+    model.before_decode = gate = Gate(lambda row: row.prompt == "slow")
+    model.before_prepare = both = Gate()
+    slow, gone = house.call("slow"), house.call("gone", step_count=20)
+    await house.until(lambda: house.device._running == 2)
+    both.open()
+    await house.until(gate.reached.is_set)
+    await house.until(lambda: model.evaluations()["gone"] == 20)
+    gone.vanish()
+    await house.until(lambda: house.device._running == 1)
+    gate.open()
+    assert await slow.task == [4]
+    await house.is_quiet()
+    assert model.decoded == ["slow"]
+
+
+async def test_the_loop_wakes_when_other_threads_are_done(house, monkeypatch):
+    monkeypatch.setattr(engine, "POLL_S", 60)
+    call = house.call("p", previews=True)
+    assert await asyncio.wait_for(call.task, 5) == [4]
+
+
+async def test_calls_that_are_over_leave_nothing_that_others_are_measured_by(house, model):
+    """A newcomer starts at the least of those that are there, not at what one had that went long ago."""
+    old = house.call("old", step_count=100)
+    await house.until(lambda: model.batches)
+    await house.call("gone", step_count=1, width=32).task
+    await house.until(lambda: len(model.batches) > 40)
+    new = house.call("new", step_count=20, width=32)
+    assert await new.task == [20]
+    names = [name for name, *_ in model.batches]
+    during = names[names.index("new") : len(names) - names[::-1].index("new")]
+    assert during.count("old") == pytest.approx(20, abs=2)
+    old.vanish()
+    await house.until(lambda: not house.device.busy)
 
 
 async def test_a_cancelled_call_is_noticed_soon_while_only_other_threads_work(house, model):
@@ -577,9 +622,10 @@ async def test_calls_of_a_closed_engine_are_told_that_the_server_stops(house, mo
     gate.open()
     with pytest.raises(Stopping):
         await call.task
-    late = house.call("late")
+    late = house.call("late", model="b")
     with pytest.raises(Stopping):
         await late.task
+    assert not any("load-b" in thread.name for thread in threading.enumerate())
     await house.is_quiet()
 
 
@@ -661,3 +707,31 @@ async def test_nothing_is_lost_and_nothing_leaks_however_calls_come_and_go(house
     assert outcomes.total() == 200
     assert min(outcomes[kind] for kind in ("done", "cancelled", "late", "failed")) > 0, outcomes
     await house.is_quiet()
+
+
+class Meter:
+    """Notes what is recorded or added."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, dict[str, str]]] = []
+
+    def record(self, value: float, labels: dict[str, str]) -> None:
+        self.seen.append((value, labels))
+
+    add = record
+
+
+async def test_steps_and_pictures_are_measured_by_model(house, model, monkeypatch):
+    meters = {name: Meter() for name in ("step_duration", "pictures_at_once", "pictures_active")}
+    for name, meter in meters.items():
+        monkeypatch.setattr(telemetry, name, meter)
+    await house.call("p", image_count=3, step_count=5).task
+    await house.call("q", model="b", step_count=1).task
+    assert [value for value, _ in meters["pictures_at_once"].seen] == [3] * 5 + [1]
+    assert all(value >= STEP_S for value, _ in meters["step_duration"].seen)
+    assert [(value, labels["model"]) for value, labels in meters["pictures_active"].seen] == [
+        (3, "a"),
+        (-3, "a"),
+        (1, "b"),
+        (-1, "b"),
+    ]
