@@ -411,7 +411,7 @@ async def test_a_call_that_is_over_when_its_turn_to_be_decoded_comes_is_not(hous
     await house.until(lambda: house.device._running == 2)
     both.open()
     await house.until(gate.reached.is_set)
-    await house.until(lambda: model.evaluations()["gone"] == 20)
+    await house.until(lambda: gone.told("progress") and gone.told("progress")[-1].stage == "finish")
     gone.vanish()
     await house.until(lambda: house.device._running == 1)
     gate.open()
