@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from limner.core.errors import BadArgument, UnknownModel
 from limner.diffusion.lora.store import LoraStore
@@ -152,6 +153,33 @@ def test_steps_that_are_predicted_run_no_blocks(model: Sd3Model, monkeypatch: py
     monkeypatch.setattr(block, "forward", _noting(block.forward, runs))
     alone(model, with_(step_count=11, step_cache=StepCache(interval=2, order=1, warm_up=3)))
     assert len(runs) == 7  # three to warm up, and one of two of the other eight
+
+
+class _Operations(TorchDispatchMode):
+    """Notes the operations that torch does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(operation.name())
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_and_sends_nothing_to_the_device(
+    model: Sd3Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [start(model, parameters, **given) for parameters, given in MIXED]
+    monkeypatch.setattr(model._watch, "see", lambda rows, latents: None)  # its own tests tell that it waits later
+    model.advance(rows)
+    with _Operations() as done:
+        for _ in range(3):
+            model.advance(rows)
+    assert "aten::linear" in done.names
+    waits = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal"}
+    sends = {"aten::lift_fresh"}  # makes a tensor of the host's numbers
+    assert not done.names & (waits | sends)
 
 
 def test_rows_tell_what_they_take(model: Sd3Model) -> None:

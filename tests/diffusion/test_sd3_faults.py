@@ -195,4 +195,5 @@ def test_pictures_that_do_not_even_fit_in_tiles_are_refused(model: Sd3Model, mon
 def test_what_counts_as_missing_memory() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("shapes don't match"))

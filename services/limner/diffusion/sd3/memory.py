@@ -7,11 +7,19 @@ import gc
 import torch
 
 
+_SAID = (
+    "can't allocate memory",  # the CPU's allocator
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether memory was what was missing. On the CPU, torch tells it by the message of a RuntimeError."""
+    """Say whether memory was what was missing. Some devices tell it by the message of a RuntimeError alone."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in _SAID)
 
 
 def release(device: torch.device) -> None:
