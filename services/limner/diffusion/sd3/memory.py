@@ -6,7 +6,6 @@ import gc
 
 import torch
 
-
 _SAID = (
     "can't allocate memory",  # the CPU's allocator
     "MPS backend out of memory",
