@@ -471,6 +471,7 @@ async def test_an_open_turn_keeps_no_pictures_of_calls_that_ended(device):
 
     def work(intake: Intake[Any]) -> None:
         for seat in intake.take():
+            seats.append(weakref.ref(seat))
             seat.fail(ZeroDivisionError())
         del seat
         go.wait(5)
@@ -478,6 +479,7 @@ async def test_an_open_turn_keeps_no_pictures_of_calls_that_ended(device):
             for seat in intake.take():
                 seat.succeed(None)
 
+    seats: list[weakref.ref[Seat[Any]]] = []
     pictures = [np.zeros(1000)]
     held = weakref.ref(pictures[0])
     gc.disable()
@@ -489,6 +491,7 @@ async def test_an_open_turn_keeps_no_pictures_of_calls_that_ended(device):
         del task, ticket
         await asyncio.sleep(0.02)
         assert held() is None, "the picture waits for Python's collector, or for the turn's end"
+        assert [seat() for seat in seats] == [None], "as does all that surrounds the call"
     finally:
         go.set()
         gc.enable()
