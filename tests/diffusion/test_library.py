@@ -43,8 +43,8 @@ def configured(tiny_sd3, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sd3Model, "profile", lambda self: None)  # seconds that are measured elsewhere
 
-    def make(**settings):
-        sources = {"tiny": str(tiny_sd3), "other": str(tiny_sd3)}
+    def make(more_sources=(), **settings):
+        sources = {"tiny": str(tiny_sd3), "other": str(tiny_sd3), **dict(more_sources)}
         given = {"default_model": "tiny", "hub_cache": str(tmp_path / "hub"), "precision": "fp32", "device": "cpu"}
         return Library(DiffusionConfig(sources=sources, **{**given, **settings}), Store(tmp_path / "models"))
 
@@ -99,6 +99,16 @@ def test_what_is_not_installed_says_how_to_mend_it(library):
     with pytest.raises(ModelNotInstalled, match=r"limner models pull sd3\.5-large"):
         models.lease("sd3.5-large")
     assert library(offline=False).variant("sd3.5-large").step_count == 40
+
+
+def test_a_model_of_ones_own_that_is_not_there_is_told_as_such(library, tmp_path):
+    models = library(default_model="gone", more_sources={"gone": str(tmp_path / "gone")})
+    for ask in (lambda: models.model_for("gone", "edit"), lambda: models.variant("gone"), lambda: models.lease("gone")):
+        with pytest.raises(ModelNotInstalled, match=r"gone is not installed: there is no .*/gone"):
+            ask()
+    assert models.state("gone") is State.NOT_INSTALLED
+    assert models.model_for(None, "generate") == "tiny"  # stands in for it
+    assert "gone" in {card.name for card in models.cards()}
 
 
 def test_a_default_of_which_nothing_is_known_is_a_fault_of_the_configuration(library):

@@ -45,6 +45,7 @@ from limner.runtime.job import Job
 _log = logging.getLogger("limner.models")
 
 WAIT_S = 0.05  # between looks at whether a call that waits for another's loading is over
+TASKS = ("generate", "edit")  # of models; LoRAs have none of these
 RETRY_S = 10.0  # after which a call may find room that others use now
 SOON_HASHED = 1 << 30  # bytes of weights that are hashed before a model is used rather than beside
 
@@ -131,7 +132,7 @@ class Library:
         configured = self._config.default_model
         if task == "edit":
             configured = self._config.default_edit_model or configured
-        if configured not in names:
+        if configured not in names and (task not in TASKS or self._shelf.tasks(configured)):  # else it isn't here
             configured = names[0] if names else ""
         if configured and self._config.offline and self.state(configured) is State.NOT_INSTALLED:
             return next((name for name in names if self.state(name) is not State.NOT_INSTALLED), configured)
@@ -139,9 +140,12 @@ class Library:
 
     def model_for(self, name: str | None, task: Task) -> str:
         """Return the model that a request means: the one it names, or the task's default. Raises UnknownModel, with the
-        names of that task, also for a model that doesn't do it."""
+        names of that task, also for a model that doesn't do it; ModelNotInstalled for one of one's own that isn't
+        here."""
         chosen = name or self.default(task)
         if chosen not in (names := self._shelf.names(task)):
+            if chosen in self._shelf.names() and not self._shelf.tasks(chosen):
+                self._shelf.variant(chosen)  # says what is missing
             raise UnknownModel(chosen, available=names)
         return chosen
 

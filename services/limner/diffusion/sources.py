@@ -10,6 +10,7 @@ no torch.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -187,12 +188,19 @@ def is_whole(path: Path) -> bool:
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name. Raises ModelNotInstalled if it is none."""
     try:
-        return {key: Tensor(entry["dtype"], tuple(entry["shape"])) for key, entry in _header(path)[0].items()}
+        status = path.stat()
+        return dict(_tensors(path, status.st_size, status.st_mtime_ns))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelNotInstalled(
             f"{path} is no safetensors file, or is cut off; only safetensors are read, as checkpoints of other formats "
             "are programs: take the .safetensors file of the same model, and fetch it anew if it is that"
         ) from error
+
+
+@functools.lru_cache(maxsize=32)
+def _tensors(path: Path, size: int, mtime_ns: int) -> Mapping[str, Tensor]:
+    """Return a header's tensors. Of large models it takes milliseconds, and it is asked for in every request."""
+    return {key: Tensor(entry["dtype"], tuple(entry["shape"])) for key, entry in _header(path)[0].items()}
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
