@@ -189,6 +189,7 @@ def test_pictures_that_take_turns_are_what_they_are_alone(pipe: Any) -> None:
     requests = [
         edit(sampler="Heun", step_count=3),
         edit(sampler="DPM++ 2M Karras", step_count=6, seed=1, prompt="a blue sea"),
+        edit(sampler="DPM++ 2M Karras", step_count=3, seed=2),
         edit(sampler="Euler a", step_count=4, guidance_scale=1.0),
     ]
     rows = [only(model.prepare(request, nothing)) for request in requests]
