@@ -87,6 +87,9 @@ def test_of_a_large_picture_the_model_sees_what_is_beside_the_new_area():
     assert change.frame.seen == change.frame.box.size  # not reduced
     both = extend(picture, Sides(left=10, right=300), MEDIUM, feathered=0, asked=Asked())
     assert both.frame.box.width == 4310
+    tall = Picture(np.zeros((3000, 1000, 1), np.uint8))  # as much beside it as is added, though that makes it larger
+    assert extend(tall, Sides(right=400), MEDIUM, feathered=0, asked=Asked()).frame.box.width == 800
+    assert extend(tall, Sides(right=10), MEDIUM, feathered=0, asked=Asked()).frame.box.width >= 266
 
 
 def test_a_small_picture_has_no_dark_edge_where_it_is_enlarged_for_the_model():

@@ -77,7 +77,6 @@ def _fall(length: int, before: int, after: int, feathered: int) -> NDArray[np.ui
     left = np.clip(1 - (from_new - 0.5) / max(feathered, 1), 0, 1)
     fall = np.rint(255 * (left * left * (3 - 2 * left)))
     fall[from_new > feathered] = 0
-    fall[from_new < 1] = 255
     return fall.astype(np.uint8)
 
 
