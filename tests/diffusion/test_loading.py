@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from limner.core.errors import ModelNotInstalled
 from limner.core.placement import Placement
+from limner.diffusion import loading
+from limner.diffusion.encoders import Encoder
 from limner.diffusion.loading import load_legacy_parts, load_sd3
 from limner.diffusion.plan import Plan
 from limner.diffusion.quantise import Int8Linear
@@ -105,6 +107,36 @@ def test_a_single_file_takes_its_text_encoders_from_elsewhere(tiny_sd3, tmp_path
     assert components.text_encoder.config.hidden_size == 32
     assert components.text_encoder_3 is not None
     assert torch.isfinite(run(components)).all()
+
+
+def test_weights_in_16_bits_alone_are_taken(tiny_sd3, tmp_path):
+    folder = shutil.copytree(tiny_sd3, tmp_path / "mine")
+    for part, file in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        (folder / part / f"{file}.safetensors").rename(folder / part / f"{file}.fp16.safetensors")
+    components = load_sd3(find("mine", str(folder)), PLAN)
+    weights = load_file(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    torch.testing.assert_close(
+        components.vae.decoder.conv_in.weight, torch.nn.Parameter(weights["decoder.conv_in.weight"])
+    )
+
+
+def test_openclip_is_filled_up_with_the_token_0(tiny_sd3, tmp_path):
+    """As the published vocabularies are laid out: CLIP-L is filled up with its end."""
+    names = ["!", "a</w>", "c", "a", "t</w>", "<|startoftext|>", "<|endoftext|>"]
+    special = {"bos_token": names[5], "eos_token": names[6], "unk_token": names[6], "pad_token": names[6]}
+    beside = tmp_path / "text_encoders"
+    for part in ("tokenizer", "tokenizer_2"):
+        (beside / part).mkdir(parents=True)
+        (beside / part / "vocab.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
+        (beside / part / "merges.txt").write_text("#version: 0.2\n")
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+        (beside / part / "tokenizer_config.json").write_text(json.dumps(config))
+    for part, file in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
+        tokenizer = loading._tokenizer(
+            Encoder(part, tiny_sd3 / "model_index.json", "", beside / f"tokenizer{part[12:]}")
+        )
+        ids = tokenizer("a cat", padding="max_length", max_length=8).input_ids
+        assert ids == [5, 1, 2, 3, 4, 6, *([6, 6] if file == "clip_l" else [0, 0])]
 
 
 def spoiled(folder: Path, target: Path) -> Path:

@@ -3,6 +3,7 @@ Knows neither requests nor which models there are."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from limner.diffusion.quantise import quantise
 from limner.diffusion.sd3.components import Components
 from limner.diffusion.sd3.transformer import Transformer
 from limner.diffusion.single_file import read_clip, read_t5, read_transformer, read_vae
-from limner.diffusion.sources import Place
+from limner.diffusion.sources import Place, weight_files
 
 FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 """What diffusers and transformers tell of weights that don't fit, and would fill up with noise."""
+
+VARIANT = re.compile(r"\.(\w+)\.safetensors$")
+"""`model.fp16.safetensors` is the variant `fp16`."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -180,9 +184,10 @@ def _preview_decoder(folder: str, dtype: torch.dtype, device: torch.device) -> A
 
 
 def _from_folder(kind: Any, path: Path, **options: Any) -> Any:
+    variant = next((match[1] for file in weight_files(path) if (match := VARIANT.search(file.name))), None)
     try:
         model, found = kind.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            path, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelNotInstalled(
