@@ -15,7 +15,7 @@ import click
 from limner.client.command import INTERRUPTED, CommandFailed
 
 if TYPE_CHECKING:
-    from limner.client.local import LocalServers, default_services
+    from limner.client.local import LocalServers
 
 _SERVICES = ("router", "inpaint", "segment", "postprocess", "diffusion")
 _COLOURS = dict(zip(_SERVICES, ("cyan", "green", "magenta", "yellow", "blue"), strict=True))
@@ -48,7 +48,7 @@ def command(
     With a COMMAND after `--`, run it once all are healthy, with LIMNER_ADDRESS set, stop them when it ends, and exit
     with its code. A service that dies is reported and started again, unless it dies too often or --no-restart is given.
     """
-    from limner.client.local import LocalServers
+    from limner.client.local import LocalServers, default_services
 
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
