@@ -345,7 +345,8 @@ async def test_a_call_that_is_larger_than_an_open_turn_has_it_alone(device, room
 async def test_nobody_joins_past_a_head_of_another_kind_so_that_the_turn_runs_out(device, room, other):
     first = room.offer(admitted(device), "p")
     await room.has("p")
-    stranger = admitted(device)
+    told: list[int] = []
+    stranger = device.admit(lambda position, eta: told.append(position))
     strangers = Room()
     second = (
         asyncio.create_task(stranger.run(lambda: "LOADED"))
@@ -355,6 +356,7 @@ async def test_nobody_joins_past_a_head_of_another_kind_so_that_the_turn_runs_ou
     strangers.end("loaded")
     third = room.offer(admitted(device), "q")
     await room.has("p")
+    assert told == [0, 1], "next, as far as could be told before it was decoded, and then behind the turn"
     room.end("p", "q")
     assert await asyncio.wait_for(asyncio.gather(first, second, third), 5) == ["P", "LOADED", "Q"]
     assert room.turns == 2
@@ -495,3 +497,29 @@ async def test_an_open_turn_keeps_no_pictures_of_calls_that_ended(device):
     finally:
         go.set()
         gc.enable()
+
+
+async def test_the_device_is_taken_until_an_open_turns_work_returns(device, room):
+    closed, go = threading.Event(), threading.Event()
+
+    def work(intake: Intake[str]) -> None:
+        (seat,) = intake.take()
+        seat.succeed(None)
+        while not intake.close():
+            pass
+        closed.set()
+        go.wait(5)
+
+    await admitted(device).share(Open("p", work, key="a", most=MOST))
+    await asyncio.to_thread(closed.wait, 5)
+    assert device.busy
+    second = room.offer(admitted(device), "q")
+    await asyncio.sleep(0.02)
+    assert device.waiting == 1
+    go.set()
+    await room.has("q")
+    assert device.busy
+    third = room.offer(admitted(device), "r")
+    await room.has("q", "r")
+    room.end("q", "r")
+    assert await asyncio.gather(second, third) == ["Q", "R"]

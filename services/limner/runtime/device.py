@@ -278,6 +278,7 @@ class Device:
         """Give the device to the head of the line and its company, if it is free and the head is ready."""
         if self._going is not None:
             self._let_in(self._going)
+            self._line_changed()  # a head of another key, known only now, waits for all that are in the turn
         if self.busy or not self._line or self._closed or self._line[0]._turn is None:
             return
         work, _ = self._line[0]._turn
