@@ -204,8 +204,7 @@ def test_what_was_compiled_runs_with_loras_too(transformer: Transformer, loras: 
         runs.append(None)
         return graph
 
-    for block in compiled.transformer_blocks:
-        block.compile(backend=backend)
+    compiled.transformer_blocks[0].compile(backend=backend)  # one is enough, and takes a second
     plain = ours(compiled, [()] * 2)
     assert (plain - ours(transformer, [()] * 2)).abs().max() < 1e-5
     compiled_once = len(runs)
