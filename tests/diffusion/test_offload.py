@@ -52,12 +52,14 @@ def devices(module: nn.Module) -> set[str]:
 
 def test_a_text_encoder_is_on_the_device_while_it_is_called(t5):
     before = {name: weight.clone() for name, weight in t5.named_parameters()}
-    seen = []
+    seen, given = [], []
+    t5.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].device.type))
     t5.encoder.block[1].register_forward_hook(lambda *_: seen.append(devices(t5)))
     on_demand(t5, META)
     output = t5(input_ids=torch.arange(7)[None])
     assert output.last_hidden_state.device.type == "meta"
     assert seen == [{"meta"}]
+    assert given == ["meta"]
     assert devices(t5) == {"cpu"}
     assert t5.device == CPU
     for name, weight in t5.named_parameters():
