@@ -187,12 +187,13 @@ def plan_of(needed_bytes):
     return plan
 
 
-def test_the_model_that_was_not_used_for_longest_makes_room(library, monkeypatch):
+def test_the_model_that_was_not_used_for_longest_makes_room(library, tiny_sd3, monkeypatch):
     monkeypatch.setattr(module, "make_plan", plan_of(60 << 20))
-    models = library(memory_budget_mb=100)
-    models.get("tiny")
-    models.get("other")
-    assert (models.state("tiny"), models.state("other")) == (State.INSTALLED, State.LOADED)
+    models = library(memory_budget_mb=130, more_sources={"third": str(tiny_sd3)})
+    for name in ("tiny", "other", "tiny", "third"):
+        models.get(name)
+    loaded = [name for name in ("tiny", "other", "third") if models.state(name) is State.LOADED]
+    assert loaded == ["tiny", "third"]
 
 
 def test_a_model_in_use_makes_no_room(library, monkeypatch):
