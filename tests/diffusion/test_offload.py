@@ -53,7 +53,7 @@ def devices(module: nn.Module) -> set[str]:
 def test_a_text_encoder_is_on_the_device_while_it_is_called(t5):
     before = {name: weight.clone() for name, weight in t5.named_parameters()}
     seen, given = [], []
-    t5.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].device.type))
+    t5.encoder.embed_tokens.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].device.type))
     t5.encoder.block[1].register_forward_hook(lambda *_: seen.append(devices(t5)))
     on_demand(t5, META)
     output = t5(input_ids=torch.arange(7)[None])
