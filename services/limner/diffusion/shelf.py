@@ -39,6 +39,8 @@ class Shelf:
 
     def tasks(self, name: str) -> frozenset[Task]:
         """Return what a model does; of one of one's own that isn't there, nothing."""
+        if name in MODELS and name not in self._config.sources:
+            return MODELS[name].VARIANT.tasks
         try:
             return self.variant(name).tasks
         except ModelNotInstalled:
