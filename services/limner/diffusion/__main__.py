@@ -41,7 +41,7 @@ async def build(server: Server, config: DiffusionConfig) -> None:
 
     server.on_stop(close)
     if any(library.state(card.name) is State.INSTALLED for card in library.cards("generate") + library.cards("edit")):
-        Thread(target=warm_up, args=(config.threads,), name="limner-warm-up", daemon=True).start()
+        Thread(target=warm_up, name="limner-warm-up", daemon=True).start()
 
 
 def device_name(config: DiffusionConfig, machine: Machine) -> str:
@@ -52,11 +52,8 @@ def device_name(config: DiffusionConfig, machine: Machine) -> str:
         raise ConfigError(f"diffusion: {error.message}") from error
 
 
-def warm_up(thread_count: int) -> None:
+def warm_up() -> None:
     """Import what loading a model takes, which is seconds, before the first call needs it."""
-    import torch
-
-    torch.set_num_threads(thread_count)  # of all threads that begin to compute after this
     import_module("limner.diffusion.loading")
     import_module("limner.diffusion.sd3.model")
 

@@ -296,9 +296,13 @@ class Library:
 
     def _load(self, place: Place, step: Callable[[int], None]) -> _Loaded:
         """Read a model into memory as planned, and let it find out how much it takes at once."""
+        import torch
+
         from limner.diffusion.sd3.memory import is_out_of_memory
 
         began = time.perf_counter()
+        if torch.get_num_threads() != self._config.threads:  # at the first load: later ones would disturb who computes
+            torch.set_num_threads(self._config.threads)
         plan = self._plan(place, measure=True)
         device = plan.placement.device
         self._make_room(plan)
@@ -361,7 +365,7 @@ class Library:
         )
         model.profile()
         if config.compile and not plan.group_offload:
-            components.transformer.compile_repeated_blocks()
+            components.transformer.compile_blocks()
         step(PARTS + 1)
         return model
 
