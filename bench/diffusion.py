@@ -1,7 +1,8 @@
 """How well the diffusion server does on a tiny SD3 pipeline: `python -m bench.diffusion [--quick] [--json]`.
 
 The headline is `speedup_at_8`: pictures a second of eight concurrent calls, over those of diffusers' pipeline called
-one by one for the same pictures, in turn in one run. With a CUDA device, `bench.full_size` measures the published sizes
+one by one for the same pictures, in turn in one run. Pictures are small, so that a step of one is bound by its many
+small operations, as it is on a GPU; larger ones, which two cores are busy with anyway, are measured without --quick. With a CUDA device, `bench.full_size` measures the published sizes
 with random weights too. Writes out/bench/diffusion.json; --json prints it, as the last line.
 """
 
@@ -34,7 +35,9 @@ from limner.engine.store import open_store
 from limner.runtime.cpus import cpu_count
 from limner.v1 import diffusion_pb2, diffusion_pb2_grpc
 
-SIDE = 256
+SIDE = 64
+LARGER = (128, 256)
+TEXT_LENGTH = 77  # tokens of T5
 STEPS = 20
 GUIDANCE = 5.0
 PROMPT, NEGATIVE = "a red apple on a house", "the sea"
@@ -53,17 +56,18 @@ class Theirs:
         self._pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
         self._pipeline.set_progress_bar_config(disable=True)
 
-    def generate(self, count: int) -> None:
+    def generate(self, count: int, side: int) -> None:
         """Make so many pictures, one after the other."""
         for seed in range(count):
-            self._generate(seed)
+            self._generate(seed, side)
 
-    def _generate(self, seed: int) -> None:
+    def _generate(self, seed: int, side: int) -> None:
         self._pipeline(
             PROMPT,
             negative_prompt=NEGATIVE,
-            height=SIDE,
-            width=SIDE,
+            height=side,
+            width=side,
+            max_sequence_length=TEXT_LENGTH,
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
             generator=torch.Generator().manual_seed(seed),
@@ -77,13 +81,16 @@ class Ours:
         self._channel = calls.channel(address)
         self._stub = diffusion_pb2_grpc.DiffusionServiceStub(self._channel)
 
-    def start(self, *, steps: int = STEPS, seed: int = 0, images: int = 1, previews: bool = False) -> Any:
+    def start(
+        self, *, side: int = SIDE, steps: int = STEPS, seed: int = 0, images: int = 1, previews: bool = False
+    ) -> Any:
         """Return a call, an iterator over its responses."""
         options = diffusion_pb2.GenerateOptions(
             model="tiny",
             negative_prompt=NEGATIVE,
-            width_px=SIDE,
-            height_px=SIDE,
+            width_px=side,
+            height_px=side,
+            text_length=TEXT_LENGTH,
             step_count=steps,
             guidance_scale=GUIDANCE,
             sampler="euler",
@@ -93,31 +100,34 @@ class Ours:
         request = diffusion_pb2.GenerateRequest(prompt=PROMPT, options=options, previews=previews)
         return self._stub.Generate(request, timeout=300)
 
-    def generate(self, seed: int) -> None:
+    def generate(self, seed: int, side: int = SIDE) -> None:
         """Make one picture, and read it to the end."""
-        if not any(response.HasField("result") for response in list(self.start(seed=seed))):
+        if not any(response.HasField("result") for response in list(self.start(side=side, seed=seed))):
             raise RuntimeError("the call ended without a picture")
 
-    def crowd(self, count: int) -> None:
+    def crowd(self, count: int, side: int) -> None:
         """Make one picture in each of so many calls at the same time."""
         with ThreadPoolExecutor(count) as pool:
-            list(pool.map(self.generate, range(count)))
+            list(pool.map(partial(self.generate, side=side), range(count)))
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------
 
 
-def speedups(theirs: Theirs, ours: Ours, turns: int) -> list[Figures]:
-    """Return pictures a second, theirs and ours, for crowds of each size."""
+def speedups(theirs: Theirs, ours: Ours, side: int, turns: int) -> list[Figures]:
+    """Return pictures a second, theirs and ours, for crowds of each size. Both are warm."""
+    ours.crowd(MAX_ACTIVE, side)
+    theirs.generate(1, side)
     rows: list[Figures] = []
     for count in CROWDS:
         seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
         for _ in range(turns):
-            seconds["theirs"].append(_timed(partial(theirs.generate, count)))
-            seconds["ours"].append(_timed(partial(ours.crowd, count)))
+            seconds["theirs"].append(_timed(partial(theirs.generate, count, side)))
+            seconds["ours"].append(_timed(partial(ours.crowd, count, side)))
         ratios = [their / our for their, our in zip(seconds["theirs"], seconds["ours"], strict=True)]
         rows.append(
             {
+                "picture": f"{side} × {side}",
                 "concurrent": count,
                 "diffusers_per_s": round(count / statistics.median(seconds["theirs"]), 2),
                 "limner_per_s": round(count / statistics.median(seconds["ours"]), 2),
@@ -189,7 +199,7 @@ def loop_overhead(folder: Path, ours: Ours, turns: int) -> Figures:
         strength=1.0,
         sampler="euler",
         shift=3.0,
-        text_length=256,
+        text_length=TEXT_LENGTH,
         truncate_prompt=False,
         skip_layers=None,
         step_cache=None,
@@ -242,7 +252,7 @@ def _timed(function: Callable[[], object]) -> float:
 
 def measure(*, quick: bool) -> Figures:
     """Return all figures of one run."""
-    began, turns = time.perf_counter(), 3 if quick else 9
+    began, turns, larger = time.perf_counter(), 3 if quick else 9, () if quick else LARGER
     torch.set_num_threads(cpu_count())
     with tempfile.TemporaryDirectory(prefix="limner-bench-") as name:
         folder = tiny.write_sd3(Path(name) / "tiny")
@@ -256,9 +266,7 @@ def measure(*, quick: bool) -> Figures:
         with LocalServers(services=("diffusion",), environment=environment) as servers:
             ours, theirs = Ours(servers.address("diffusion")), Theirs(folder)
             ours.generate(0)
-            ours.crowd(MAX_ACTIVE)
-            theirs.generate(1)
-            crowds = speedups(theirs, ours, turns)
+            crowds = speedups(theirs, ours, SIDE, turns)
             figures: Figures = {
                 "speedup_at_8": crowds[-1]["speedup"],
                 "target": TARGET,
@@ -266,7 +274,7 @@ def measure(*, quick: bool) -> Figures:
                 "first_preview_ms": median_ms(first_preview(ours, turns)),
                 **cancel_latency(ours, turns),
                 **loop_overhead(folder, ours, turns),
-                "crowds": crowds,
+                "crowds": crowds + [row for side in larger for row in speedups(theirs, ours, side, turns)],
             }
     if torch.cuda.is_available() and not quick:
         figures["full_size"] = full_size.measure()
