@@ -2,8 +2,9 @@
 
 The headline is `speedup_at_8`: pictures a second of eight concurrent calls, over those of diffusers' pipeline called
 one by one for the same pictures, in turn in one run. Pictures are small, so that a step of one is bound by its many
-small operations, as it is on a GPU; larger ones, which two cores are busy with anyway, are measured without --quick. With a CUDA device, `bench.full_size` measures the published sizes
-with random weights too. Writes out/bench/diffusion.json; --json prints it, as the last line.
+small operations, as it is on a GPU; larger ones, which two cores are busy with anyway, are measured without --quick.
+With a CUDA device, `bench.full_size` measures the published sizes with random weights too. Writes
+out/bench/diffusion.json; --json prints it, as the last line.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ depend on the weights. `tiny` runs anywhere, to try the script. Prints one JSON 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import time
@@ -18,7 +17,17 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch.utils.flop_counter import FlopCounterMode
 
 from limner.diffusion import tiny
+from limner.diffusion.lora.adapters import Adapters
+from limner.diffusion.parameters import Parameters
+from limner.diffusion.sd3.advance import advance
+from limner.diffusion.sd3.batch import Batch
+from limner.diffusion.sd3.capacity import Capacity
+from limner.diffusion.sd3.latents import Autoencoder, draw_noise
+from limner.diffusion.sd3.row import Bucket, Sd3Row, State, coefficients
+from limner.diffusion.sd3.samplers import evaluations
+from limner.diffusion.sd3.text import CLIP_LENGTH, Conditioning
 from limner.diffusion.sd3.transformer import Transformer
+from limner.diffusion.sd3.watch import Watch
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "sd3.5-large": {
@@ -106,35 +115,49 @@ class Bench:
         return run
 
     def ours(self, *, compiled: bool) -> Callable[[int, int, float], None]:
-        """Return the same with our transformer, in a bare loop of Euler steps, without the engine."""
-        transformer = self._random(Transformer)
-        transformer.fuse()
-        if compiled:
-            transformer.compile_blocks()
+        """Return the same with the server's own step loop: rows, batches, samplers and the watch for faults."""
+        transformer = self._fused(compiled=compiled)
+        batch = Batch(transformer, Adapters({"transformer": transformer}), Capacity(), self.device, self.dtype)
+        watch, autoencoder = Watch(self.device), Autoencoder(self.vae)
+
+        def run(count: int, steps: int, guidance: float) -> None:
+            rows = [self._row(seed, steps, guidance) for seed in range(count)]
+            while rows[0].step < steps:
+                watch.catch_up()
+                advance(rows, batch, watch)
+            for row in rows:
+                assert row.state is not None
+                autoencoder.decode(row.state.latents)
+
+        return run
+
+    def bare(self, *, compiled: bool) -> Callable[[int, int, float], None]:
+        """Return the same in the barest loop there is around our transformer."""
+        transformer = self._fused(compiled=compiled)
+        autoencoder = Autoencoder(self.vae)
 
         def run(count: int, steps: int, guidance: float) -> None:
             text, pooled = self._prompts(count * (2 if guidance > 1 else 1))
             latents = torch.randn(count, 16, self.side // 8, self.side // 8, device=self.device)
-            scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-            scheduler.set_timesteps(steps)
-            sigmas = scheduler.sigmas.tolist()
-            for sigma, following in itertools.pairwise(sigmas):
+            for each in evaluations("euler", step_count=steps, shift=3.0):
                 both = latents.repeat(2, 1, 1, 1) if guidance > 1 else latents
-                at = torch.full((both.shape[0],), 1000 * sigma, device=self.device)
+                at = torch.full((both.shape[0],), each.timestep, device=self.device)
                 velocity = transformer(both.to(self.dtype), at, text, pooled)[0].float()
                 if guidance > 1:
                     negative, positive = velocity.chunk(2)
                     velocity = negative + guidance * (positive - negative)
-                latents = latents + (following - sigma) * velocity
-            self.vae.decode((latents / 1.5305 + 0.0609).to(self.dtype))
+                latents = latents + (each.sigma_after - each.sigma) * velocity
+            for one in latents:
+                autoencoder.decode(one)
 
         return run
 
     @staticmethod
     def operations_of(model: str, side: int) -> int:
         """Return the floating-point operations of one forward pass of the transformer for one picture."""
+        config = _config(model)
         with torch.device("meta"):
-            transformer = SD3Transformer2DModel(**_config(model))
+            transformer = SD3Transformer2DModel(**config)
             latents = torch.empty(1, 16, side // 8, side // 8)
             text = torch.empty(1, TEXT_TOKENS, transformer.config.joint_attention_dim)
             pooled = torch.empty(1, transformer.config.pooled_projection_dim)
@@ -146,6 +169,41 @@ class Bench:
         shapes = (TEXT_TOKENS, self.config["joint_attention_dim"]), (self.config["pooled_projection_dim"],)
         text, pooled = (torch.randn(count, *shape, device=self.device, dtype=self.dtype) for shape in shapes)
         return text, pooled
+
+    def _fused(self, *, compiled: bool) -> Transformer:
+        transformer: Transformer = self._random(Transformer)
+        transformer.fuse()
+        if compiled:
+            transformer.compile_blocks()
+        return transformer
+
+    def _row(self, seed: int, steps: int, guidance: float) -> Sd3Row:
+        parameters = Parameters(
+            prompt="",
+            negative_prompt="",
+            width=self.side,
+            height=self.side,
+            step_count=steps,
+            guidance_scale=guidance,
+            strength=1.0,
+            sampler="euler",
+            shift=3.0,
+            text_length=TEXT_TOKENS - CLIP_LENGTH,
+            truncate_prompt=False,
+            skip_layers=None,
+            step_cache=None,
+            loras=(),
+            seed=seed,
+            image_count=1,
+        )
+        plan = evaluations("euler", step_count=steps, shift=3.0)
+        table = torch.tensor(coefficients(plan, parameters)).to(self.device)
+        noise = draw_noise(torch.Generator().manual_seed(seed), self.side, self.side, 16).to(self.device)
+        prompts = [Conditioning(*each) for each in zip(*self._prompts(2), strict=True)]
+        negative = prompts[1] if parameters.guided else None
+        state = State(noise, plan, table, prompts[0], negative, (), None, None, None)
+        bucket = Bucket(self.side, self.side, parameters.text_length)
+        return Sd3Row(bucket, 2 if parameters.guided else 1, 1.0, steps, state)
 
     def _random(self, kind: type) -> Any:
         torch.manual_seed(0)
@@ -193,7 +251,7 @@ def measure(
             bench = Bench(model, side)
             device = torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu"
             tera = Bench.operations_of(model, side) / 1e12
-            for name, make in (("diffusers", bench.theirs), ("limner", bench.ours)):
+            for name, make in (("diffusers", bench.theirs), ("bare loop", bench.bare), ("limner", bench.ours)):
                 for compiled in (False, True) if bench.device.type == "cuda" else (False,):
                     if bench.device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats()
