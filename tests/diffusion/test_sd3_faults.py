@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from limner.core.errors import OutOfMemory
-from limner.diffusion.sd3.memory import is_out_of_memory
+from limner.core.errors import BadArgument, OutOfMemory
+from limner.diffusion.memory import is_out_of_memory
 from limner.diffusion.sd3.model import Sd3Model
 from limner.diffusion.sd3.watch import Watch
 from tests.diffusion.sd3 import PLAIN, alone, finish, latents, load_model, load_pipeline, photograph, start, with_
@@ -110,13 +110,14 @@ def test_a_row_without_numbers_ends_alone_and_says_at_which_step(model: Sd3Model
     bad.state.latents = torch.full_like(bad.state.latents, float("nan"))
     error, nothing = model.advance([bad, good])
     assert nothing is None
-    assert isinstance(error, FloatingPointError)
-    assert "step 2 of 4 gave values that are no numbers" in str(error)
+    assert isinstance(error, BadArgument)
+    assert "step 2 of 4 gave values that are no numbers" in error.message
+    assert "lower them, or set precision" in error.message
     assert model.advance([bad, good]) == [error, None]  # it is not run any more
     assert bad.step == 2
     finish(model, [good])
     torch.testing.assert_close(latents(good), expected, atol=1e-4, rtol=0)
-    with pytest.raises(FloatingPointError, match="step 2 of 4"):
+    with pytest.raises(BadArgument, match="step 2 of 4"):
         model.decode(bad)
 
 
@@ -124,7 +125,7 @@ def test_a_fault_in_the_last_steps_is_found_when_the_picture_is_made(model: Sd3M
     row: Any = start(model, PLAIN)
     finish(model, [row])
     row.state.latents = torch.full_like(row.state.latents, float("inf"))
-    with pytest.raises(FloatingPointError, match="step 4 of 4"):
+    with pytest.raises(BadArgument, match="step 4 of 4"):
         model.decode(row)
 
 

@@ -298,7 +298,7 @@ class Library:
         """Read a model into memory as planned, and let it find out how much it takes at once."""
         import torch
 
-        from limner.diffusion.sd3.memory import is_out_of_memory
+        from limner.diffusion.memory import is_out_of_memory
 
         began = time.perf_counter()
         if torch.get_num_threads() != self._config.threads:  # at the first load: later ones would disturb who computes
@@ -439,6 +439,6 @@ def _collect(device: str) -> None:
     if device != "cpu":
         import torch
 
-        from limner.diffusion.sd3.memory import release
+        from limner.diffusion.memory import release
 
         release(torch.device(device))

@@ -26,6 +26,7 @@ from limner.diffusion.sd3.components import Components
 from limner.diffusion.sd3.transformer import Transformer
 from limner.diffusion.single_file import read_clip, read_t5, read_transformer, read_vae
 from limner.diffusion.sources import Place, weight_files
+from limner.diffusion.tiling import work_in_tiles
 
 FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 """What diffusers and transformers tell of weights that don't fit, and would fill up with noise."""
@@ -105,7 +106,7 @@ def load_legacy_parts(
         if encoder is not None:
             _settle_encoder(encoder, plan, device)
     if plan.vae_tiling:
-        parts.vae.enable_tiling()
+        work_in_tiles(parts.vae)
     return parts
 
 

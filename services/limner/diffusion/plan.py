@@ -17,6 +17,7 @@ from limner.core.errors import BadArgument, OutOfMemory
 from limner.core.placement import Placement
 from limner.diffusion.hardware import Hardware
 from limner.diffusion.shape import Part, Shape
+from limner.diffusion.tiling import TILE_SIDE
 from limner.engine.budget import out_of_memory
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -41,7 +42,7 @@ DECODE_VALUES = 8
 """Values for each pixel and channel of the VAE's level of full size: 6 on the meta device; 6.4 in fp32 and 7.3 in bf16
 were measured on a CPU, whose convolutions take room of their own."""
 
-TILE_PIXELS = 512 * 512  # of the picture that is decoded at once, when that is done in tiles
+TILE_PIXELS = TILE_SIDE**2  # of the picture that is decoded at once, when that is done in tiles
 TEXT_BYTES = 96 << 20  # what T5 computes with at its most tokens, in 16 bits
 T5_KEPT_IN_FP32 = (
     0.22  # of its matrices, where the rest is in fp16: their products overflow, and transformers keeps them

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from limner.diffusion.sd3.memory import is_out_of_memory, release
+from limner.diffusion.memory import is_out_of_memory, release
+from limner.diffusion.tiling import work_in_tiles
 
 
 def halve_when_short(unet: Any, device: torch.device) -> None:
@@ -38,7 +39,7 @@ def decode(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tenso
         if vae.use_tiling or not is_out_of_memory(error):
             raise
     release(device)
-    vae.enable_tiling()
+    work_in_tiles(vae)
     try:
         return torch.as_tensor(vae.decode(latents, return_dict=False)[0])
     finally:

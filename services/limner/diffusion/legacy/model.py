@@ -21,7 +21,7 @@ from limner.diffusion.legacy.row import LegacyRow
 from limner.diffusion.legacy.samplers import MOST_STEPS, Samplers
 from limner.diffusion.model import Pixels, Request, Row
 from limner.diffusion.parameters import Parameters
-from limner.diffusion.sd3.memory import is_out_of_memory, release
+from limner.diffusion.memory import is_out_of_memory, release
 from limner.diffusion.variant import Variant
 
 _LARGEST_ROW = 2  # one picture, with guidance
@@ -71,7 +71,6 @@ class LegacyModel:
                         call | seeded,
                         edits=request.image is not None,
                         vae_lock=self._vae_lock,
-                        check=_check_numbers,
                     )
                 )
                 with self._memory("encode the picture"):
@@ -201,11 +200,6 @@ def _mask(request: Request) -> Pixels:
         return np.full((request.parameters.height, request.parameters.width), 255, np.uint8)
     mask: Pixels = np.rint(request.mask * np.float32(255)).astype(np.uint8)
     return mask
-
-
-def _check_numbers(latents: torch.Tensor, evaluation: int) -> None:
-    if not torch.isfinite(latents).all():
-        raise ArithmeticError(f"evaluation {evaluation} gave values that are no numbers")
 
 
 def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:

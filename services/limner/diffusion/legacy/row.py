@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 
+from limner.diffusion.faults import no_numbers
 from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.legacy.pipelines import SEEN, stepped
 from limner.diffusion.legacy.preview import Seen
@@ -33,10 +34,8 @@ class LegacyRow:
         *,
         edits: bool,
         vae_lock: threading.Lock,
-        check: Callable[[torch.Tensor, int], None],
     ) -> None:
-        """`call` is what the pipeline is called with; `check` is given the latents after each evaluation, with its
-        number from 1, and raises if they are nothing to go on with."""
+        """`call` is what the pipeline is called with."""
         number = next(_numbers)
         self.bucket: Hashable = ("legacy", number)
         self.size = 2 if call["guidance_scale"] > 1 else 1
@@ -46,7 +45,6 @@ class LegacyRow:
         self.evaluation_count = 0
         self.latents: torch.Tensor | None = None  # (1, 4, height / 8, width / 8), when all steps are done
         self.seen: Seen | None = None  # in the last evaluation
-        self._check = check
         self._call = dict(call)
         self._pipeline = stepped(parts, scheduler, edits=edits)
         self._pipeline.set_up(parts.device, vae_lock, self._begun)
@@ -83,11 +81,12 @@ class LegacyRow:
     ) -> dict[str, torch.Tensor]:
         """Called by the pipeline after each evaluation, on its thread."""
         self.evaluation_count = index + 1
-        self._check(tensors["latents"], self.evaluation_count)
         # With guidance there are two of what the UNet saw, which are equal; beside the latents it saw the mask.
         self.seen = Seen(tensors["latent_model_input"][0, :4], tensors["noise_pred"][0], float(timestep))
         last = self.evaluation_count == pipe.num_timesteps
         self.step = self.step_count if last else self._steps_of(self.evaluation_count, pipe)
+        if not torch.isfinite(tensors["latents"]).all():
+            raise no_numbers(self.step, self.step_count)
         if not last:  # after the last, the pipeline returns at once
             self._turns.pause()
         return {}

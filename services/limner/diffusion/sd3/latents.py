@@ -13,10 +13,9 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from limner.diffusion.model import Pixels
+from limner.diffusion.tiling import work_in_tiles
 
 REDUCTION = 8  # pixels a latent, on either side
-
-_TILE = 512  # pixels a side, where the VAE works in tiles
 
 
 class Distribution(Protocol):
@@ -28,8 +27,10 @@ class Distribution(Protocol):
 
 
 def draw_noise(generator: torch.Generator, width: int, height: int, channels: int) -> torch.Tensor:
-    """Return noise of a picture's size, on the CPU: a seed is the same noise on every device."""
-    return torch.randn((channels, height // REDUCTION, width // REDUCTION), generator=generator)
+    """Return noise of a picture's size, float32 on the CPU: a seed is the same noise on every device."""
+    shape = channels, height // REDUCTION, width // REDUCTION
+    # Said, as the default is another while a model is loaded: diffusers and transformers change it for all threads.
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def noised(image: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -59,9 +60,7 @@ class Autoencoder:
 
     def work_in_tiles(self) -> None:
         """Do pictures in tiles from now on."""
-        self._vae.tile_sample_min_size = _TILE
-        self._vae.tile_latent_min_size = _TILE // REDUCTION
-        self._vae.enable_tiling()
+        work_in_tiles(self._vae)
 
     def encode(self, pixels: Pixels) -> Distribution:
         """Return the distribution of what `draw` draws from. `pixels` are (height, width, 3), sides of multiples

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from limner.core.errors import OutOfMemory, UnknownModel
+from limner.diffusion.faults import no_numbers
 from limner.diffusion.lora.adapters import Adapters
 from limner.diffusion.lora.lora import ScaledLora
 from limner.diffusion.lora.store import LoraStore
@@ -23,7 +24,7 @@ from limner.diffusion.sd3.capacity import LEAST, Capacity
 from limner.diffusion.sd3.components import Components
 from limner.diffusion.sd3.forecast import Forecast
 from limner.diffusion.sd3.latents import Autoencoder, Distribution, cells, draw_noise, noised
-from limner.diffusion.sd3.memory import is_out_of_memory, release
+from limner.diffusion.memory import is_out_of_memory, release
 from limner.diffusion.sd3.preview import painted
 from limner.diffusion.sd3.row import (
     BranchName,
@@ -35,7 +36,7 @@ from limner.diffusion.sd3.row import (
 )
 from limner.diffusion.sd3.samplers import evaluations
 from limner.diffusion.sd3.text import Conditioning, TextEncoder
-from limner.diffusion.sd3.watch import Watch, no_numbers
+from limner.diffusion.sd3.watch import Watch
 from limner.diffusion.variant import Variant
 
 A = TypeVar("A")

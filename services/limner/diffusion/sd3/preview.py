@@ -36,4 +36,4 @@ def painted(latents: torch.Tensor, decoder: AutoencoderTiny | None) -> Pixels:
     if decoder is not None:
         return to_pixels(decoder.decode(latents[None].to(decoder.device, decoder.dtype)).sample[0])
     on_host = latents.float().cpu()
-    return to_pixels(torch.einsum("chw,cd->dhw", on_host, torch.tensor(_RGB)))
+    return to_pixels(torch.einsum("chw,cd->dhw", on_host, torch.tensor(_RGB, dtype=torch.float32)))

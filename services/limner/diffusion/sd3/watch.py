@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from limner.diffusion.faults import no_numbers
 from limner.diffusion.sd3.row import Sd3Row
 
 _AHEAD = 1  # steps that the device may have before it beyond the one that it does
@@ -47,14 +48,6 @@ class Watch:
             sent = self._sent.popleft()
             sent.done.synchronize()
             _tell(sent.rows, sent.steps, sent.finite.tolist())
-
-
-def no_numbers(step: int, step_count: int) -> FloatingPointError:
-    """Return what a row ends with whose values are no numbers any more."""
-    return FloatingPointError(
-        f"step {step} of {step_count} gave values that are no numbers: "
-        f"guidance or a LoRA's scale may be too strong for the model's precision"
-    )
 
 
 def _tell(rows: Sequence[Sd3Row], steps: Sequence[int], finite: Sequence[bool]) -> None:
