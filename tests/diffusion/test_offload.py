@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from diffusers.hooks.group_offloading import ModuleGroup
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
@@ -64,6 +65,15 @@ def test_a_text_encoder_is_on_the_device_while_it_is_called(t5):
     assert t5.device == CPU
     for name, weight in t5.named_parameters():
         assert torch.equal(weight, before[name]), name
+
+
+def test_a_text_encoder_keeps_its_weights_while_another_model_is_loaded(t5):
+    expected = t5(input_ids=torch.arange(7)[None]).last_hidden_state
+    on_demand(t5, CPU)
+    with init_empty_weights():  # as loaders have it, for all threads
+        output = t5(input_ids=torch.arange(7)[None])
+    assert torch.equal(output.last_hidden_state, expected)
+    assert devices(t5) == {"cpu"}
 
 
 @pytest.mark.parametrize("kind", ["none", "int8"])

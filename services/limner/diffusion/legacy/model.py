@@ -19,9 +19,9 @@ from limner.diffusion.legacy.pipelines import encoder
 from limner.diffusion.legacy.preview import Seen, clean_latents, colours
 from limner.diffusion.legacy.row import LegacyRow
 from limner.diffusion.legacy.samplers import MOST_STEPS, Samplers
+from limner.diffusion.memory import is_out_of_memory, release
 from limner.diffusion.model import Pixels, Request, Row
 from limner.diffusion.parameters import Parameters
-from limner.diffusion.memory import is_out_of_memory, release
 from limner.diffusion.variant import Variant
 
 _LARGEST_ROW = 2  # one picture, with guidance

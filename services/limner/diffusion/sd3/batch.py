@@ -12,8 +12,8 @@ import torch
 
 from limner.core.errors import OutOfMemory
 from limner.diffusion.lora.adapters import Adapters
-from limner.diffusion.sd3.capacity import Capacity
 from limner.diffusion.memory import is_out_of_memory, release
+from limner.diffusion.sd3.capacity import Capacity
 from limner.diffusion.sd3.row import Branch, Bucket
 from limner.diffusion.sd3.text import CLIP_LENGTH, Conditioning
 from limner.diffusion.sd3.transformer import Transformer

@@ -16,6 +16,7 @@ from limner.diffusion.faults import no_numbers
 from limner.diffusion.lora.adapters import Adapters
 from limner.diffusion.lora.lora import ScaledLora
 from limner.diffusion.lora.store import LoraStore
+from limner.diffusion.memory import is_out_of_memory, release
 from limner.diffusion.model import Pixels, Request, Row
 from limner.diffusion.parameters import LoraUse, Parameters
 from limner.diffusion.sd3.advance import advance
@@ -24,7 +25,6 @@ from limner.diffusion.sd3.capacity import LEAST, Capacity
 from limner.diffusion.sd3.components import Components
 from limner.diffusion.sd3.forecast import Forecast
 from limner.diffusion.sd3.latents import Autoencoder, Distribution, cells, draw_noise, noised
-from limner.diffusion.memory import is_out_of_memory, release
 from limner.diffusion.sd3.preview import painted
 from limner.diffusion.sd3.row import (
     BranchName,
@@ -170,7 +170,7 @@ class Sd3Model:
         if not uses:
             return ()
         if self._loras is None:
-            raise UnknownModel(uses[0].name, available=())
+            raise UnknownModel(uses[0].name, available=(), kind="LoRA")
         scaled = self._loras.uses(uses)
         for each in scaled:
             self._adapters.attach(each.lora)
