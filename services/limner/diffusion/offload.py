@@ -76,7 +76,8 @@ def _put(weights: Sequence[tuple[nn.Module, str, torch.Tensor]], made: Callable[
                 new = nn.Parameter(new, requires_grad=False)
             put[id(tensor)] = new
         # Not by setattr: while another model is loaded, accelerate makes what is registered in any thread weightless.
-        (owner._parameters if name in owner._parameters else owner._buffers)[name] = new
+        kind: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
+        kind[name] = new
 
 
 def _moved(values: Any, device: torch.device) -> Any:
