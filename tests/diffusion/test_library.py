@@ -84,7 +84,9 @@ def test_a_request_without_a_model_gets_the_default_or_the_first_that_is_there(l
 
 def test_unknown_models_are_refused_with_the_names_of_the_task(library):
     models = library()
-    with pytest.raises(UnknownModel, match="no model 'sdxl-inpaint' here; there are: other, sd3-medium"):
+    with pytest.raises(
+        UnknownModel, match="no model 'sdxl-inpaint' here that can generate; there are: other, sd3-medium"
+    ):
         models.model_for("sdxl-inpaint", "generate")
     assert models.model_for("sdxl-inpaint", "edit") == "sdxl-inpaint"
     for ask in (models.variant, models.lease, models.card, models.get, models.unload, models.placement):

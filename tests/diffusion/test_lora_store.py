@@ -70,7 +70,7 @@ def test_a_folder_that_is_not_there_is_empty(tmp_path: Path) -> None:
     store = LoraStore(tmp_path / "none")
     assert store.names() == []
     assert not store.is_loaded("style")
-    with pytest.raises(UnknownModel, match="no model 'style' here; there are: none"):
+    with pytest.raises(UnknownModel, match="no LoRA 'style' here; there are: none"):
         store.get("style")
     write(tmp_path / "none" / "style.safetensors")
     assert value_of(store.get("style")) == 1
@@ -178,7 +178,7 @@ def test_uses_are_loras_with_scales(tmp_path: Path) -> None:
     used = store.uses([LoraUse("b", 0.5), LoraUse("a", -2)])
     assert [(each.lora.name, value_of(each.lora), each.scale) for each in used] == [("b", 2, 0.5), ("a", 1, -2)]
     assert store.uses([]) == ()
-    with pytest.raises(UnknownModel, match="no model 'c' here; there are: a, b"):
+    with pytest.raises(UnknownModel, match="no LoRA 'c' here; there are: a, b"):
         store.uses([LoraUse("a"), LoraUse("c")])
 
 

@@ -46,7 +46,7 @@ class Hub:
     """Answers as the Hugging Face hub does, as far as its library asks for a snapshot."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        self.fault = ""  # `GatedRepo`, `RepoNotFound`
+        self.fault = ""  # `GatedRepo`, `RepoNotFound`, `BadToken`
         self.got: list[str] = []  # files whose content was asked for
         self.tokens: set[str | None] = set()
         hub = self
@@ -67,8 +67,11 @@ class Hub:
                 if f"/{HUB}/resolve/" in path:
                     name = path.split("/resolve/")[1].partition("/")[2]
                     if hub.fault or name not in files:
-                        status = {"GatedRepo": 403, "RepoNotFound": 401}.get(hub.fault, 404)
-                        self.reply(status, b"", {"X-Error-Code": hub.fault or "EntryNotFound"})
+                        status = {"GatedRepo": 403, "RepoNotFound": 401, "BadToken": 401}.get(hub.fault, 404)
+                        told = {"X-Error-Code": hub.fault or "EntryNotFound"}
+                        if hub.fault == "BadToken":  # the hub gives this one no code
+                            told = {"X-Error-Message": "Invalid credentials in Authorization header"}
+                        self.reply(status, b"", told)
                         return
                     if self.command == "GET":
                         hub.got.append(name)
@@ -180,6 +183,7 @@ def test_a_pipeline_is_pulled_once_verified_and_removed(commands, hub, tmp_path)
             f"accepted its licence: do so at https://huggingface.co/{HUB} with your account, and set HF_TOKEN",
         ),
         ("RepoNotFound", f"the hub shows no {HUB}"),
+        ("BadToken", "the hub takes no such token: set HF_TOKEN"),
     ],
 )
 def test_what_the_hub_refuses_is_explained(fault, said, commands, hub):

@@ -313,7 +313,7 @@ GENERATE_FAULTS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "size": ({"width_px": 100}, ["width_px"], "nearest is 96 × 48"),
     "height": ({"height_px": 50}, ["height_px"], "multiples of 16"),
     "too many pixels": ({"width_px": 256, "height_px": 272}, ["width_px"], "nearest is 2"),
-    "no width": ({"width_px": 0}, ["width_px", "width_px"], "give 1 to"),
+    "no width": ({"width_px": 0}, ["width_px"], "give 1 to"),
     "steps": ({"step_count": 1001}, ["step_count"], "give 1 to 1000"),
     "no steps": ({"step_count": 0}, ["step_count"], "give 1 to 1000"),
     "guidance": ({"guidance_scale": 0.5}, ["guidance_scale"], "give 1 to 50"),
@@ -352,6 +352,8 @@ GENERATE_FAULTS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "weight": ({"weight": 11}, ["weight"], "give 0.1 to 10"),
     "seed": ({"seed": 2**64 - 1, "image_count": 2}, ["seed"], "2^64"),
     "prompt": ({"negative_prompt": "x" * 40_000}, ["negative_prompt"], "40000 characters"),
+    "far out": ({"width_px": 20_000, "height_px": 8}, ["width_px"], "is 20000; give 1 to 16384"),
+    "sampler in capitals": ({"sampler": "Euler"}, ["sampler"], "did you mean 'euler'?"),
     "several": ({"step_count": 0, "weight": 0, "sampler": "no"}, ["step_count", "weight", "sampler"], "sampler"),
 }
 
@@ -399,7 +401,7 @@ async def test_what_is_for_sd3_alone_is_refused_by_others(stub):
             pb.GenerateRequest(prompt=ASK, options=pb.GenerateOptions(loras=[pb.Lora(name="oil")])),
             "UNKNOWN_MODEL",
             [],
-            "there are: ink",
+            "no LoRA 'oil' here; there are: ink",
         ),
         (
             pb.GenerateRequest(prompt=ASK, output=images_pb2.OutputOptions(format="gif87")),

@@ -86,6 +86,18 @@ def test_what_is_missing_of_a_folder_is_named(spoil, said, tmp_path):
         find("mine", str(folder))
 
 
+def test_a_missing_t5_may_be_left_out(tmp_path, tiny_sd3):
+    folder = shutil.copytree(tiny_sd3, tmp_path / "it")
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / part)
+    with pytest.raises(ModelNotInstalled, match=r"lacks text_encoder_3/config\.json, tokenizer_3; .* set t5 = false"):
+        find("mine", str(folder))
+    assert find("mine", str(folder), t5=False).family == "sd3"
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(ModelNotInstalled, match=r"lacks text_encoder_3(?!.*t5 = false)"):
+        find("mine", str(folder))
+
+
 def test_pickles_are_refused_with_the_reason(tmp_path):
     folder = write_folder(tmp_path / "it")
     (folder / "unet" / "model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")

@@ -104,14 +104,15 @@ class NotFound(LimnerError):
 
 
 class UnknownModel(NotFound):
-    """No model of that name: `UnknownModel("lama2", available=["lama", "telea"])`."""
+    """No model of that name: `UnknownModel("lama2", available=["lama", "telea"])`. `kind` is what was asked for, and
+    `that` what those available do, if others are here too: `that="edits"`."""
 
     reason = "UNKNOWN_MODEL"
 
-    def __init__(self, name: str, *, available: Iterable[str]) -> None:
+    def __init__(self, name: str, *, available: Iterable[str], kind: str = "model", that: str = "") -> None:
         names = sorted(available)
         super().__init__(
-            f"no model {name!r} here; there are: {', '.join(names) or 'none'}",
+            f"no {kind} {name!r} here{that and f' that {that}'}; there are: {', '.join(names) or 'none'}",
             metadata={"model": name, "available": ",".join(names)},
         )
 

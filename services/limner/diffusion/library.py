@@ -146,7 +146,7 @@ class Library:
         if chosen not in (names := self._shelf.names(task)):
             if chosen in self._shelf.names() and not self._shelf.tasks(chosen):
                 self._shelf.variant(chosen)  # says what is missing
-            raise UnknownModel(chosen, available=names)
+            raise UnknownModel(chosen, available=names, that=f"can {task}" if chosen in self._shelf.names() else "")
         return chosen
 
     def variant(self, name: str) -> Variant:

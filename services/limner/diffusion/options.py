@@ -75,8 +75,9 @@ def option_faults(asked: diffusion_pb2.GenerateOptions, variant: Variant, field:
     yield from range_faults(asked, field)
     yield from prompt_faults(asked.negative_prompt, f"{field}.negative_prompt")
     if asked.HasField("sampler") and asked.sampler not in variant.samplers:
-        near = difflib.get_close_matches(asked.sampler, variant.samplers, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
+        names = {name.lower(): name for name in variant.samplers}
+        near = difflib.get_close_matches(asked.sampler.lower(), names, n=1)
+        meant = f"did you mean {names[near[0]]!r}? " if near else ""
         yield FieldViolation(
             f"{field}.sampler",
             f"is {asked.sampler!r}; {meant}{variant.name} takes: {', '.join(variant.samplers)}",
@@ -114,8 +115,13 @@ def option_faults(asked: diffusion_pb2.GenerateOptions, variant: Variant, field:
 
 
 def size_faults(asked: diffusion_pb2.GenerateOptions, variant: Variant, field: str) -> Iterator[FieldViolation]:
-    """Yield what is wrong with the size of a picture that is made from text alone."""
-    if wrong := sizes.fault(size_of(asked, variant), variant):
+    """Yield what is wrong with the size of a picture that is made from text alone; nothing for sides that aren't in
+    the ranges, which says enough."""
+    size = size_of(asked, variant)
+    low, high = RANGES["width_px"]
+    if not (low <= size.width <= high and low <= size.height <= high):
+        return
+    if wrong := sizes.fault(size, variant):
         given = "width_px" if asked.HasField("width_px") or not asked.HasField("height_px") else "height_px"
         yield FieldViolation(f"{field}.{given}", wrong)
 

@@ -251,7 +251,7 @@ class DiffusionServicer(diffusion_pb2_grpc.DiffusionServiceServicer):
             names = {card.name for card in self._models.cards("lora")}
             for lora in asked.loras:
                 if lora.name not in names:
-                    raise UnknownModel(lora.name, available=names)
+                    raise UnknownModel(lora.name, available=names, kind="LoRA")
 
     def _check_extended(self, size: Size) -> None:
         if size.pixels > self._limits.max_pixels:
@@ -313,5 +313,5 @@ def check_call(call: Call, variant: Variant) -> None:
             )
         )
     if violations:
-        faults = ", ".join(f"{violation.field} {violation.description}" for violation in violations)
+        faults = "; ".join(f"{violation.field} {violation.description}" for violation in violations)
         raise BadArgument(faults, violations=violations, metadata=metadata)

@@ -115,7 +115,7 @@ def find(name: str, where: str, *, cache: str = "", t5: bool = True) -> Place:
             raise _absent(name, f"{where} is not in the cache of the Hugging Face hub", mend)
     else:
         path = Path(where).expanduser()
-        mend = "put it there, or correct [diffusion.sources]"
+        mend = "put that there, or correct [diffusion.sources]"
         if not path.exists():
             raise _absent(name, f"there is no {path}", mend)
     if path.is_file():
@@ -257,6 +257,8 @@ def _folder(name: str, path: Path, mend: str, t5: bool) -> Place:
     others = [part for part in OTHERS[place.family] if _is_used(index, part) and (t5 or part not in T5_PARTS)]
     missing += [part for part in others if not (path / part).is_dir()]
     if missing:
+        if all(part.partition("/")[0] in T5_PARTS for part in missing):
+            mend += ", or set t5 = false, which reads 77 tokens of a prompt"
         raise _absent(name, f"{path} lacks {', '.join(missing)}", mend)
     return place
 
@@ -313,6 +315,11 @@ def _explained(hub: str, error: Exception) -> str | None:
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"the hub shows no {hub}: it was renamed, or is private; look at {page}, and set HF_TOKEN if it is private"
+        )
+    if isinstance(error, errors.HfHubHTTPError) and getattr(error.response, "status_code", None) == 401:
+        return (
+            "the hub takes no such token: set HF_TOKEN, or what `hf auth login` kept, to a valid one "
+            "(https://huggingface.co/settings/tokens), or to none for models that are given to all"
         )
     if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError):
         return f"{hub} could not be fetched, as the hub can't be reached: {_first_line(error)}; pull again to go on"

@@ -1,18 +1,19 @@
 """Small pipelines with random weights that are written in a second: what tests and benchmarks run, with every part of
 the real ones and pictures of noise.
 
-    python -m limner.diffusion.tiny DIRECTORY       # an SD3 pipeline, as a diffusers folder
+    python -m limner.diffusion.tiny DIRECTORY                   # an SD3 pipeline, as a diffusers folder
     python -m limner.diffusion.tiny DIRECTORY sdxl-inpaint      # or sd1-inpaint
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -246,10 +247,25 @@ def _spread(module: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.02)
 
 
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "sd3": write_sd3,
+    "sdxl-inpaint": write_sdxl_inpaint,
+    "sd1-inpaint": write_sd1_inpaint,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the pipeline that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m limner.diffusion.tiny",
+        description="Write a small pipeline with random weights, as a diffusers folder. Its pictures are noise.",
+    )
+    parser.add_argument("directory", type=Path, help="folder to write; made if it isn't there")
+    parser.add_argument("kind", nargs="?", choices=sorted(WRITERS), default="sd3")
+    given = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()
+    WRITERS[given.kind](given.directory)
+
+
 if __name__ == "__main__":
-    _WRITERS: dict[str, Callable[[Path], Path]] = {
-        "sd3": write_sd3,
-        "sdxl-inpaint": write_sdxl_inpaint,
-        "sd1-inpaint": write_sd1_inpaint,
-    }
-    _WRITERS[sys.argv[2] if len(sys.argv) > 2 else "sd3"](Path(sys.argv[1]))
+    main()

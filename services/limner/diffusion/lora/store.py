@@ -51,7 +51,7 @@ class LoraStore:
         """Return a LoRA's file. Raises UnknownModel, which lists the names."""
         paths = self._paths()
         if name not in paths:  # looked up, never joined to a path: names cannot lead out of the folder
-            raise UnknownModel(name, available=paths)
+            raise UnknownModel(name, available=paths, kind="LoRA")
         return paths[name]
 
     def get(self, name: str) -> Lora:
@@ -69,7 +69,7 @@ class LoraStore:
             try:
                 lora = read_lora(path, name)
             except FileNotFoundError as error:  # gone since it was listed
-                raise UnknownModel(name, available=self._paths()) from error
+                raise UnknownModel(name, available=self._paths(), kind="LoRA") from error
             self._keep(name, _Kept(lora, version))
             return lora
 
