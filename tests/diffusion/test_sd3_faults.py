@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from limner.core.errors import BadArgument, OutOfMemory
 from limner.diffusion.memory import is_out_of_memory
+from limner.diffusion.parameters import StepCache
 from limner.diffusion.sd3.model import Sd3Model
 from limner.diffusion.sd3.watch import Watch
 from tests.diffusion.sd3 import PLAIN, alone, finish, latents, load_model, load_pipeline, photograph, start, with_
@@ -198,3 +200,75 @@ def test_what_counts_as_missing_memory() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("shapes don't match"))
+
+
+CACHED = with_(step_count=6, step_cache=StepCache(interval=2, warm_up=1))
+
+
+def test_runs_that_become_smaller_leave_predictions_as_they_were(
+    model: Sd3Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [CACHED, replace(CACHED, seed=8)]
+    expected = [alone(model, each) for each in asked]
+    rows = [start(model, each) for each in asked]
+    assert not any(model.advance(rows))
+    memory = limited(model, monkeypatch, 1)
+    finish(model, rows)
+    assert memory.sizes[:5] == [4, 2, 1, 1, 1]
+    for row, one in zip(rows, expected, strict=True):
+        torch.testing.assert_close(latents(row), one, atol=1e-4, rtol=0)
+
+
+def test_a_row_of_which_a_part_was_too_much_ends_alone(model: Sd3Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = alone(model, CACHED)
+    poor: Any = start(model, replace(CACHED, seed=8))
+    good = start(model, CACHED)
+    assert model.advance([poor, good]) == [None, None]
+    run = model._batch.run
+
+    def partly(*given: Any) -> Any:
+        found = run(*given)
+        found[1] = OutOfMemory("too much")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model._batch, "run", partly)
+        error, nothing = model.advance([poor, good])
+    assert isinstance(error, OutOfMemory)
+    assert nothing is None
+    assert (poor.step, poor.evaluation) == (1, 1)
+    finish(model, [good])
+    torch.testing.assert_close(latents(good), expected, atol=1e-4, rtol=0)
+
+
+def test_a_row_that_there_is_no_memory_to_predict_from_ends_alone(
+    model: Sd3Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(model, CACHED)
+    poor: Any = start(model, replace(CACHED, seed=8))
+    good = start(model, CACHED)
+
+    def fail(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(poor.state.forecasts["positive"], "record", fail)
+    error, nothing = model.advance([poor, good])
+    assert isinstance(error, OutOfMemory)
+    assert nothing is None
+    finish(model, [good])
+    torch.testing.assert_close(latents(good), expected, atol=1e-4, rtol=0)
+
+
+def test_memory_that_runs_out_anywhere_is_told_as_such(model: Sd3Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    row: Any = start(model, PLAIN)
+    with monkeypatch.context() as patched:
+        patched.setattr(row.state, "branches", fail)
+        with pytest.raises(OutOfMemory, match=r"not enough memory on cpu to take a step; .*20.00 GiB"):
+            model.advance([row])
+    finish(model, [row])
+    monkeypatch.setattr(model._text, "_encode", fail)
+    with pytest.raises(OutOfMemory, match="prepare the pictures"):
+        start(model, with_(prompt="one that was not read before"))

@@ -1,10 +1,14 @@
-"""Telling that a device's memory is used up, and letting go of what is kept in reserve."""
+"""Telling that a device's memory is used up, and letting go of what is kept in reserve. Knows no models."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from limner.core.errors import OutOfMemory
 
 _SAID = (
     "can't allocate memory",  # the CPU's allocator
@@ -29,3 +33,22 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+@contextmanager
+def shortage_told(doing: str, device: torch.device) -> Iterator[None]:
+    """Raise OutOfMemory, that says what was being done, for memory that runs out inside, and give back what there is of
+    it."""
+    shortage = None
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        shortage = str(error).partition("\n")[0]
+    if shortage is not None:  # the error is gone, and the tensors that its traceback held
+        release(device)
+        raise OutOfMemory(
+            f"not enough memory on {device} to {doing}; ask for a smaller picture, or for less at the same time"
+            + (f" ({shortage})" if shortage else "")
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from limner.core.errors import BadArgument, FieldViolation, OutOfMemory
+from limner.core.errors import BadArgument, FieldViolation
 from limner.diffusion.legacy import frugal
 from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.legacy.pipelines import encoder
 from limner.diffusion.legacy.preview import Seen, clean_latents, colours
 from limner.diffusion.legacy.row import LegacyRow
 from limner.diffusion.legacy.samplers import MOST_STEPS, Samplers
-from limner.diffusion.memory import is_out_of_memory, release
+from limner.diffusion.memory import shortage_told
 from limner.diffusion.model import Pixels, Request, Row
 from limner.diffusion.parameters import Parameters
 from limner.diffusion.variant import Variant
@@ -158,22 +158,8 @@ class LegacyModel:
             told = "; ".join(f"{each.field}: {each.description}" for each in faults)
             raise BadArgument(f"{name} can't do this: {told}", violations=faults)
 
-    @contextmanager
-    def _memory(self, what: str) -> Iterator[None]:
-        """Tell of memory that ran out as OutOfMemory, and give back what there is of it."""
-        shortage = None
-        try:
-            yield
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            shortage = str(error).partition("\n")[0]
-        if shortage is not None:  # the error is gone, and the tensors that its traceback held
-            release(self._parts.device)
-            raise OutOfMemory(
-                f"not enough memory on {self._parts.device} to {what} with {self._variant.name}; ask for a smaller "
-                f"picture, or for less at the same time ({shortage})"
-            )
+    def _memory(self, doing: str) -> AbstractContextManager[None]:
+        return shortage_told(f"{doing} with {self._variant.name}", self._parts.device)
 
 
 def _faults(parameters: Parameters, edits: bool) -> Iterator[tuple[str, str]]:

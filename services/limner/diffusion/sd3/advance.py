@@ -10,7 +10,8 @@ from typing import cast
 import torch
 
 from limner.core.errors import OutOfMemory
-from limner.diffusion.sd3.batch import Batch, Predicted
+from limner.diffusion.memory import is_out_of_memory
+from limner.diffusion.sd3.batch import Batch, Predicted, too_large
 from limner.diffusion.sd3.guidance import guided
 from limner.diffusion.sd3.row import BranchName, Bucket, Coefficients, Sd3Row, State
 from limner.diffusion.sd3.samplers import Evaluation
@@ -20,7 +21,7 @@ from limner.diffusion.sd3.watch import Watch
 def advance(rows: Sequence[Sd3Row], batch: Batch, watch: Watch) -> None:
     """Take rows of one bucket one evaluation further. A row that memory is not enough for gets a `fault`; one whose
     values are no numbers gets it now or at a later step. If it raises, no row has changed."""
-    going = _predicted(rows, batch)
+    going = [each for each in _predicted(rows, batch) if each.remembered()]
     if not going:
         return
     numbers = _numbers(going)
@@ -51,11 +52,22 @@ class _Going:
         """Return a branch's velocity, or the positive one's if there is no such branch."""
         return self.found.get(name, self.found["positive"]).velocity
 
+    def remembered(self) -> bool:
+        """Keep what later steps are predicted from. Returns False, and the row has a `fault`, if memory is not enough
+        for that."""
+        try:
+            for name in self.computed:
+                self.state.record(name, self.row.evaluation, self.found[name].features)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.row.fault = too_large(cast(Bucket, self.row.bucket))
+            return False
+        return True
+
     def move(self, latents: torch.Tensor, memory: torch.Tensor, before: torch.Tensor, velocity: torch.Tensor) -> None:
         """Let the row have its new latents."""
         row, state, evaluation = self.row, self.state, self.evaluation
-        for name in self.computed:
-            state.record(name, row.evaluation, self.found[name].features)
         state.latents = latents
         state.memory = memory if evaluation.memory else None
         state.seen = (before, velocity, evaluation.sigma)

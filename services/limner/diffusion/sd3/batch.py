@@ -83,7 +83,7 @@ class Batch:
                 continue
             release(self._device)
             if len(part) == 1:
-                done.append(_too_large(bucket))
+                done.append(too_large(bucket))
             else:
                 self._capacity.lower(bucket, len(part) // 2)
         return done
@@ -112,7 +112,8 @@ class Batch:
         return [Predicted(*each) for each in zip(velocity.unbind(), features.unbind(), strict=True)]
 
 
-def _too_large(bucket: Bucket) -> OutOfMemory:
+def too_large(bucket: Bucket) -> OutOfMemory:
+    """Return what a row ends with that memory is not enough for, even alone."""
     return OutOfMemory(
         f"the device has not enough memory for one step at {bucket.width} × {bucket.height}: "
         f"ask for a smaller picture, or try again when less is going on",

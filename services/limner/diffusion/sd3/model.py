@@ -16,7 +16,7 @@ from limner.diffusion.faults import no_numbers
 from limner.diffusion.lora.adapters import Adapters
 from limner.diffusion.lora.lora import ScaledLora
 from limner.diffusion.lora.store import LoraStore
-from limner.diffusion.memory import is_out_of_memory, release
+from limner.diffusion.memory import is_out_of_memory, release, shortage_told
 from limner.diffusion.model import Pixels, Request, Row
 from limner.diffusion.parameters import LoraUse, Parameters
 from limner.diffusion.sd3.advance import advance
@@ -103,6 +103,41 @@ class Sd3Model:
     @torch.inference_mode()
     def prepare(self, request: Request, check: Callable[[], None]) -> Sequence[Row]:
         """Return a row for each picture, as `Model` says."""
+        with shortage_told("prepare the pictures", self._device):
+            return self._prepared(request, check)
+
+    def most_at_once(self, bucket: Hashable) -> int:
+        """Return how many of the rows' sizes a run takes."""
+        return max(self._capacity.of(cast(Bucket, bucket)), LEAST)
+
+    @torch.inference_mode()
+    def advance(self, rows: Sequence[Row]) -> Sequence[Exception | None]:
+        """Do one evaluation for each row of a bucket, as `Model` says."""
+        ours = cast(Sequence[Sd3Row], rows)
+        self._watch.catch_up()
+        with shortage_told("take a step", self._device):
+            advance([row for row in ours if row.fault is None], self._batch, self._watch)
+        return [row.fault for row in ours]
+
+    def preview(self, row: Row) -> Callable[[], Pixels] | None:
+        """Return what paints the row's picture without its noise, an eighth as large unless there is a decoder."""
+        state = cast(Sd3Row, row).state
+        if state is None or state.seen is None:
+            return None
+        return partial(_painted, *state.seen, state.given, self._preview_decoder)
+
+    @torch.inference_mode()
+    def decode(self, row: Row) -> Pixels:
+        """Return the picture of a row that is done, (height, width, 3)."""
+        ours = cast(Sd3Row, row)
+        if ours.state is None:
+            raise ValueError("the row is closed")
+        latents = ours.state.latents
+        if not bool(torch.isfinite(latents).all()):
+            raise ours.fault or no_numbers(ours.step, ours.step_count)
+        return self._in_less_memory(self._autoencoder.decode, latents)
+
+    def _prepared(self, request: Request, check: Callable[[], None]) -> Sequence[Row]:
         parameters = request.parameters
         plan = evaluations(
             parameters.sampler,
@@ -129,36 +164,6 @@ class Sd3Model:
             state = State(latents, plan, table, positive, negative, loras, parameters.skip_layers, given, forecasts)
             rows.append(_row(parameters, state))
         return rows
-
-    def most_at_once(self, bucket: Hashable) -> int:
-        """Return how many of the rows' sizes a run takes."""
-        return max(self._capacity.of(cast(Bucket, bucket)), LEAST)
-
-    @torch.inference_mode()
-    def advance(self, rows: Sequence[Row]) -> Sequence[Exception | None]:
-        """Do one evaluation for each row of a bucket, as `Model` says."""
-        ours = cast(Sequence[Sd3Row], rows)
-        self._watch.catch_up()
-        advance([row for row in ours if row.fault is None], self._batch, self._watch)
-        return [row.fault for row in ours]
-
-    def preview(self, row: Row) -> Callable[[], Pixels] | None:
-        """Return what paints the row's picture without its noise, an eighth as large unless there is a decoder."""
-        state = cast(Sd3Row, row).state
-        if state is None or state.seen is None:
-            return None
-        return partial(_painted, *state.seen, state.given, self._preview_decoder)
-
-    @torch.inference_mode()
-    def decode(self, row: Row) -> Pixels:
-        """Return the picture of a row that is done, (height, width, 3)."""
-        ours = cast(Sd3Row, row)
-        if ours.state is None:
-            raise ValueError("the row is closed")
-        latents = ours.state.latents
-        if not bool(torch.isfinite(latents).all()):
-            raise ours.fault or no_numbers(ours.step, ours.step_count)
-        return self._in_less_memory(self._autoencoder.decode, latents)
 
     def _encoded(self, parameters: Parameters, prompt: str, loras: Sequence[ScaledLora], field: str) -> Conditioning:
         return self._text.encode(
