@@ -147,6 +147,16 @@ def test_the_server_begins_without_torch():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_a_server_without_its_packages_says_what_to_install():
+    program = (
+        "import sys, limner.diffusion.__main__ as server; server.NEEDED += ('nothing_of_this_name',); "
+        "sys.argv = ['it', '--port', '0']; server.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "no nothing_of_this_name is installed: pip install 'limner[diffusion]'" in ended.stderr
+
+
 def test_the_same_seed_makes_the_same_picture_and_image_i_has_seed_plus_i(stub):
     events = ask(stub, generate(image_count=3, seed=7))
     pictures = made(events)

@@ -420,6 +420,12 @@ async def test_what_is_for_sd3_alone_is_refused_by_others(stub):
             "more than 0, up to 1",
         ),
         (
+            pb.EditRequest(image=png(photograph()), options=pb.EditOptions(strength=float("nan"))),
+            "BAD_ARGUMENT",
+            ["options.strength"],
+            "is nan; give more than 0, up to 1",
+        ),
+        (
             pb.EditRequest(image=png(photograph()), options=pb.EditOptions(generate=pb.GenerateOptions(width_px=100))),
             "BAD_ARGUMENT",
             ["options.generate.width_px"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from threading import Thread
 
 from limner.core.codec import Limits
@@ -21,9 +22,13 @@ from limner.runtime.device import Device
 from limner.runtime.server import Server, run
 from limner.v1 import diffusion_pb2_grpc, models_pb2_grpc
 
+NEEDED = ("torch", "diffusers", "transformers")  # imported once a model is loaded, and missed at once
+
 
 async def build(server: Server, config: DiffusionConfig) -> None:
-    """Add the services, with all that they need."""
+    """Add the services, with all that they need. Raises ConfigError if packages are missing."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ConfigError(f"diffusion: no {' and no '.join(missing)} is installed: pip install 'limner[diffusion]'")
     machine = this_machine()
     library = Library(config, open_store(config.model_dir), machine)
     engine = Engine(library, max_active=config.max_active)

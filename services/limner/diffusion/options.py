@@ -191,7 +191,7 @@ def told(parameters: Parameters, variant: Variant) -> dict[str, str]:
 
 def number(value: float) -> str:
     """Return a number as a text: the shortest that means the same."""
-    return repr(int(value) if value == int(value) else value)
+    return repr(int(value) if float(value).is_integer() else value)
 
 
 def _skip_faults(asked: diffusion_pb2.SkipLayerGuidance, variant: Variant, field: str) -> Iterator[FieldViolation]:
