@@ -61,7 +61,7 @@ def find_encoders(place: Place, folder: str = "", *, cache: str = "", t5: bool =
         if name == "text_encoder_3" and not t5:
             continue
         if (at := _weights(place, root, name)) is not None:
-            found[name] = Encoder(name, *at, _tokenizer(place, root, name, cache))
+            found[name] = Encoder(name, *at, find_vocabulary(place.name, root, name, cache))
         elif name != "text_encoder_3":
             raise ModelNotInstalled(
                 f"{place.name} is not installed: {place.path.name} holds no text encoders, and {root} lacks "
@@ -70,6 +70,25 @@ def find_encoders(place: Place, folder: str = "", *, cache: str = "", t5: bool =
                 metadata={"model": place.name},
             )
     return found
+
+
+def find_vocabulary(name: str, root: Path, encoder: str, cache: str = "") -> Path:
+    """Return the folder of a text encoder's tokenizer for a model that has none of its own: in `root`, or in the hub's
+    cache. Raises ModelNotInstalled, with how to mend it."""
+    if (root / TOKENIZERS[encoder]).is_dir():
+        return root / TOKENIZERS[encoder]
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    hub = HUB_TOKENIZERS[encoder]
+    found = try_to_load_from_cache(hub, "tokenizer_config.json", cache_dir=cache or constants.HF_HUB_CACHE)
+    if isinstance(found, str):
+        return Path(found).parent
+    raise ModelNotInstalled(
+        f"{name} is not installed: there is no {root / TOKENIZERS[encoder]}, and {hub} is not in the cache of the "
+        f"Hugging Face hub; copy the tokenizers' folders of any pipeline of its family to {root}, or fetch that "
+        f"repository's: hf download {hub} --include '*.json' '*.txt' '*.model'",
+        metadata={"model": name},
+    )
 
 
 def _weights(place: Place, root: Path, name: str) -> tuple[Path, str] | None:
@@ -84,20 +103,3 @@ def _weights(place: Place, root: Path, name: str) -> tuple[Path, str] | None:
         others = sorted(root.glob(f"{FILES[name]}*.safetensors"), key=lambda path: ("fp8" in path.name, path.name))
         return (others[0], "") if others else None
     return None
-
-
-def _tokenizer(place: Place, root: Path, name: str, cache: str) -> Path:
-    if (root / TOKENIZERS[name]).is_dir():
-        return root / TOKENIZERS[name]
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    hub = HUB_TOKENIZERS[name]
-    found = try_to_load_from_cache(hub, "tokenizer_config.json", cache_dir=cache or constants.HF_HUB_CACHE)
-    if isinstance(found, str):
-        return Path(found).parent
-    raise ModelNotInstalled(
-        f"{place.name} is not installed: there is no {root / TOKENIZERS[name]}, and {hub} is not in the cache of the "
-        f"Hugging Face hub; copy the tokenizers' folders of any SD3 pipeline to {root}, or fetch that repository's: "
-        f"hf download {hub} --include '*.json' '*.txt' '*.model'",
-        metadata={"model": place.name},
-    )

@@ -243,9 +243,7 @@ class Library:
             with self._lock:
                 self._loaded[name] = loaded
                 self._measured[name] = loaded.measured
-            lease = self._leased(name)
-            assert lease is not None
-            return lease
+                return self._lent(name, loaded)  # before anybody can unload it
 
     @contextmanager
     def _turn(self, job: Job | None) -> Iterator[None]:
@@ -261,12 +259,14 @@ class Library:
     def _leased(self, name: str) -> Lease | None:
         with self._lock:
             loaded = self._loaded.get(name)
-            if loaded is None:
-                return None
-            loaded.is_doomed = False  # rather than to have it in memory twice
-            loaded.lease_count += 1
-            loaded.last_use = time.monotonic()
-            return Lease(loaded.model, lambda: self._closed(name, loaded))
+            return None if loaded is None else self._lent(name, loaded)
+
+    def _lent(self, name: str, loaded: _Loaded) -> Lease:
+        """Return a lease of a loaded model. Call it with the lock held."""
+        loaded.is_doomed = False  # rather than to have it in memory twice
+        loaded.lease_count += 1
+        loaded.last_use = time.monotonic()
+        return Lease(loaded.model, lambda: self._closed(name, loaded))
 
     def _closed(self, name: str, loaded: _Loaded) -> None:
         with self._lock:

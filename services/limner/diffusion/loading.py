@@ -3,20 +3,17 @@ Knows neither requests nor which models there are."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
 
 from limner.core.errors import ModelNotInstalled
 from limner.diffusion.encoders import FILES as ENCODERS
 from limner.diffusion.encoders import Encoder, find_encoders
+from limner.diffusion.folders import read_network, read_tokenizer
 from limner.diffusion.legacy.loading import load_legacy
 from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.offload import by_blocks, on_demand
@@ -25,19 +22,10 @@ from limner.diffusion.quantise import quantise
 from limner.diffusion.sd3.components import Components
 from limner.diffusion.sd3.transformer import Transformer
 from limner.diffusion.single_file import read_clip, read_t5, read_transformer, read_vae
-from limner.diffusion.sources import Place, weight_files
+from limner.diffusion.sources import Place
 from limner.diffusion.tiling import work_in_tiles
 
-FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
-"""What diffusers and transformers tell of weights that don't fit, and would fill up with noise."""
-
-VARIANT = re.compile(r"\.(\w+)\.safetensors$")
-"""`model.fp16.safetensors` is the variant `fp16`."""
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-transformers.logging.disable_progress_bar()  # they would write to the server's log
-diffusers.utils.logging.disable_progress_bar()
 
 
 def load_sd3(
@@ -145,30 +133,30 @@ def _settle_encoder(module: torch.nn.Module, plan: Plan, device: torch.device) -
 def _transformer(place: Place, dtype: torch.dtype) -> Transformer:
     if place.is_file:
         return read_transformer(place, dtype)
-    transformer: Transformer = _from_folder(Transformer, place.path / "transformer", torch_dtype=dtype)
+    transformer: Transformer = read_network(Transformer, place.path / "transformer", torch_dtype=dtype)
     return transformer
 
 
 def _vae(place: Place, dtype: torch.dtype) -> AutoencoderKL:
     if place.is_file:
         return read_vae(place, dtype)
-    return _from_folder(AutoencoderKL, place.path / "vae", torch_dtype=dtype)
+    return read_network(AutoencoderKL, place.path / "vae", torch_dtype=dtype)
 
 
 def _clip(encoder: Encoder, dtype: torch.dtype) -> CLIPTextModelWithProjection:
     if encoder.path.is_file():
         return read_clip(encoder, dtype)
-    return _from_folder(CLIPTextModelWithProjection, encoder.path, dtype=dtype)
+    return read_network(CLIPTextModelWithProjection, encoder.path, dtype=dtype)
 
 
 def _t5(encoder: Encoder, dtype: torch.dtype) -> T5EncoderModel:
     if encoder.path.is_file():
         return read_t5(encoder, dtype)
-    return _from_folder(T5EncoderModel, encoder.path, dtype=dtype)
+    return read_network(T5EncoderModel, encoder.path, dtype=dtype)
 
 
 def _tokenizer(encoder: Encoder) -> PreTrainedTokenizerBase:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder.tokenizer, local_files_only=True)
+    tokenizer = read_tokenizer(encoder.tokenizer)
     if encoder.name == "text_encoder_2" and encoder.path.is_file():
         tokenizer.pad_token = "!"  # OpenCLIP fills up with the token 0
     return tokenizer
@@ -180,29 +168,5 @@ def _preview_decoder(folder: str, dtype: torch.dtype, device: torch.device) -> A
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise ModelNotInstalled(f"preview_decoder: there is no config.json in {path}; name the folder that has it")
-    decoder = _from_folder(AutoencoderTiny, path, torch_dtype=dtype)
+    decoder = read_network(AutoencoderTiny, path, torch_dtype=dtype)
     return decoder.to(device).eval().requires_grad_(False)
-
-
-def _from_folder(kind: Any, path: Path, **options: Any) -> Any:
-    variant = next((match[1] for file in weight_files(path) if (match := VARIANT.search(file.name))), None)
-    try:
-        model, found = kind.from_pretrained(
-            path, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelNotInstalled(
-            f"{path} can't be loaded as {kind.__name__}: {_short(error)}; fetch the model anew, or take one of the "
-            "published architecture"
-        ) from error
-    if faults := [f"{len(found[kind])} {kind.replace('_', ' ')}" for kind in FAULTS if found[kind]]:
-        first = next(str(key) for kind in FAULTS for key in sorted(found[kind], key=str))
-        raise ModelNotInstalled(
-            f"{path} does not fit its configuration: {', '.join(faults)}, such as {first}; fetch the model anew"
-        )
-    return model
-
-
-def _short(error: Exception) -> str:
-    lines = " ".join(str(error).split())
-    return lines if len(lines) < 300 else f"{lines[:300]}…"

@@ -8,23 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from limner.core.errors import ModelNotInstalled
+from limner.diffusion.encoders import HUB_TOKENIZERS, find_vocabulary
+from limner.diffusion.folders import read_network, read_tokenizer
 from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.legacy.single_file import SingleFile, config
 from limner.diffusion.sources import read_json
 from limner.diffusion.variant import Family
-
-HUB_TOKENIZER = "openai/clip-vit-large-patch14"
-"""The repository whose vocabulary both text encoders have; it needs no account."""
-
-transformers.logging.disable_progress_bar()  # they would write to the server's log
-diffusers.utils.logging.disable_progress_bar()
 
 
 def load_legacy(
@@ -83,17 +77,17 @@ def _of_folder(path: Path, family: Literal["sdxl", "sd1"], dtypes: _Dtypes, devi
     index = read_json(path / "model_index.json")
     return Parts(
         family=family,
-        unet=_network(UNet2DConditionModel, path / "unet", torch_dtype=dtypes.unet),
-        vae=_network(AutoencoderKL, path / "vae", torch_dtype=vae_dtype),
-        text_encoder=_network(CLIPTextModel, path / "text_encoder", dtype=dtypes.text),
-        tokenizer=_tokenizer(path / "tokenizer"),
+        unet=read_network(UNet2DConditionModel, path / "unet", torch_dtype=dtypes.unet),
+        vae=read_network(AutoencoderKL, path / "vae", torch_dtype=vae_dtype),
+        text_encoder=read_network(CLIPTextModel, path / "text_encoder", dtype=dtypes.text),
+        tokenizer=read_tokenizer(path / "tokenizer"),
         scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
         device=device,
         dtype=dtypes.unet,
-        text_encoder_2=_network(CLIPTextModelWithProjection, path / "text_encoder_2", dtype=dtypes.text)
+        text_encoder_2=read_network(CLIPTextModelWithProjection, path / "text_encoder_2", dtype=dtypes.text)
         if is_xl
         else None,
-        tokenizer_2=_tokenizer(path / "tokenizer_2") if is_xl else None,
+        tokenizer_2=read_tokenizer(path / "tokenizer_2") if is_xl else None,
         force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
@@ -114,60 +108,27 @@ def _of_file(
         unet=file.unet(configs["unet"], dtypes.unet),
         vae=file.vae(configs["vae"], dtypes.of_vae(family, configs["vae"])),
         text_encoder=file.text_encoder(configs["text_encoder"], dtypes.text),
-        tokenizer=_tokenizer(vocabulary),
+        tokenizer=read_tokenizer(vocabulary),
         scheduler=configs["scheduler"],
         device=device,
         dtype=dtypes.unet,
         text_encoder_2=file.text_encoder_2(configs["text_encoder_2"], dtypes.text) if is_xl else None,
-        tokenizer_2=_tokenizer(vocabulary, pad_token="!") if is_xl else None,  # OpenCLIP fills up with the token 0
+        tokenizer_2=read_tokenizer(vocabulary, pad_token="!") if is_xl else None,  # OpenCLIP fills up with the token 0
     )
 
 
-def _network(kind: Any, path: Path, **options: Any) -> Any:
-    """Return a network of a folder. The weights in 16 bits that are often beside others are read if there are no
-    others."""
-    plain = [file for file in path.glob("*.safetensors") if ".fp16" not in file.name]
-    variant = None if plain or not any(path.glob("*.fp16*.safetensors")) else "fp16"
-    try:
-        model, found = kind.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, output_loading_info=True, variant=variant, **options
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelNotInstalled(
-            f"{path} can't be loaded as {kind.__name__}: {' '.join(str(error).split())[:300]}; fetch the model anew"
-        ) from error
-    kinds = "missing_keys", "unexpected_keys", "mismatched_keys"  # which both libraries only warn of
-    if faults := {kind: sorted(map(str, found[kind])) for kind in kinds if found[kind]}:
-        told = ", ".join(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}" for kind, keys in faults.items())
-        raise ModelNotInstalled(f"{path} does not fit its configuration: {told}; fetch the model anew")
-    return model
-
-
-def _tokenizer(path: Path, **options: Any) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelNotInstalled(
-            f"{path} holds no tokenizer that can be read: {' '.join(str(error).split())[:300]}; fetch the model anew"
-        ) from error
-
-
 def _vocabulary(path: Path, folder: Path, hub_cache: str, offline: bool) -> Path:
-    """Return the folder of CLIP's vocabulary, which single files lack."""
-    if (folder / "tokenizer").is_dir():
-        return folder / "tokenizer"
+    """Return the folder of CLIP's vocabulary, which single files lack; from the hub unless `offline`."""
+    try:
+        return find_vocabulary(path.name, folder, "text_encoder", hub_cache)
+    except ModelNotInstalled:
+        if offline:
+            raise
     from huggingface_hub import snapshot_download
 
+    hub = HUB_TOKENIZERS["text_encoder"]
     try:
         files = ["tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt"]
-        return Path(
-            snapshot_download(
-                HUB_TOKENIZER, allow_patterns=files, cache_dir=hub_cache or None, local_files_only=offline
-            )
-        )
+        return Path(snapshot_download(hub, allow_patterns=files, cache_dir=hub_cache or None))
     except (OSError, ValueError) as error:
-        raise ModelNotInstalled(
-            f"{path.name} lacks its tokenizer, as single files do: there is no {folder / 'tokenizer'}, and "
-            f"{HUB_TOKENIZER} is not in the cache of the Hugging Face hub; copy the folder `tokenizer` of any SD 1 or "
-            f"SDXL pipeline there, or fetch that repository's: hf download {HUB_TOKENIZER} --include '*.json' '*.txt'"
-        ) from error
+        raise ModelNotInstalled(f"{path.name} lacks its tokenizer, and {hub} can't be fetched: {error}") from error
