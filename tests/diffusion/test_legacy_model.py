@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from limner.core.errors import BadArgument, Cancelled, OutOfMemory
+from limner.core.picture import Picture
 from limner.diffusion import tiny
+from limner.diffusion.editing import Asked, change
 from limner.diffusion.legacy.model import LegacyModel
 from limner.diffusion.legacy.parts import Parts
 from limner.diffusion.legacy.preview import Seen, clean_latents
@@ -479,3 +481,32 @@ def test_networks_keep_their_dtypes(family: str) -> None:
 
 def test_the_names_are_those_that_requests_are_checked_against() -> None:
     assert tuple(SAMPLERS) == LEGACY_SAMPLERS
+
+
+@pytest.mark.parametrize("sides", [(1, 200), (200, 1), (1, 1)])
+def test_thin_strokes_of_a_mask_reach_the_unet(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, sides: tuple[int, int]
+) -> None:
+    """Latents are taken by one pixel each, so that strokes beside these would be lost."""
+    width, height = sides
+    stroke = np.zeros((300, 300), np.uint8)
+    stroke[51 : 51 + height, 51 : 51 + width] = 1
+    variant = replace(MODELS["sd1.5-inpaint"].VARIANT, width=64, height=64, min_pixels=32 * 32, max_pixels=96 * 96)
+    whole = Picture(np.random.default_rng(4).integers(0, 256, (300, 300, 3), np.uint8))
+    changed = change(whole, stroke, variant, asked=Asked())
+    size, hole = changed.frame.size, changed.hole
+    assert hole is not None
+    seen = []
+    forward = pipe.unet.forward
+    monkeypatch.setattr(
+        pipe.unet, "forward", lambda sample, *args, **named: seen.append(sample) or forward(sample, *args, **named)
+    )
+    model = LegacyModel(parts_of(pipe), variant)
+    parameters = replace(PARAMETERS, width=size.width, height=size.height)
+    row = only(model.prepare(Request(parameters, image=changed.image, mask=hole), nothing))
+    assert model.advance([row]) == [None]
+    row.close()
+    masks = seen[0][:, 4].numpy()  # beside the latents
+    np.testing.assert_array_equal(masks[0], hole[::8, ::8])
+    scaled = changed.frame.box.width / changed.frame.seen.width
+    assert masks[0].sum() >= max(sides) / scaled / 8

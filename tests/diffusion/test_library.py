@@ -326,3 +326,45 @@ models.variant("tiny"), models.placement("tiny"), models.cards(), models.state("
 assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_unloading_what_is_being_loaded_takes_nothing_from_who_waits_for_it(configured, monkeypatch):
+    began, go_on = threading.Event(), threading.Event()
+
+    def read(self, place, plan, step):
+        began.set()
+        assert go_on.wait(10)
+        return SimpleNamespace(name=place.name)
+
+    monkeypatch.setattr(Library, "_read", read)
+    models, leases = configured(), []
+    caller = threading.Thread(target=lambda: leases.append(models.lease("tiny")))
+    caller.start()
+    assert began.wait(10)
+    models.unload("tiny")
+    go_on.set()
+    caller.join()
+    (lease,) = leases
+    assert lease.model.name == "tiny"
+    assert models.state("tiny") is State.LOADED
+    models.unload("tiny")
+    assert models.state("tiny") is State.LOADED  # while it is used
+    lease.close()
+    assert models.state("tiny") is State.INSTALLED
+
+
+def test_a_call_that_ends_while_its_model_is_loaded_keeps_nothing(configured, monkeypatch):
+    job = job_of()
+
+    def read(self, place, plan, step):
+        job.cancel()
+        step(1)
+        raise AssertionError("the call is over")
+
+    monkeypatch.setattr(Library, "_read", read)
+    models = configured()
+    with pytest.raises(Cancelled):
+        models.lease("tiny", job)
+    assert models.state("tiny") is State.INSTALLED
+    monkeypatch.setattr(Library, "_read", lambda self, place, plan, step: SimpleNamespace(name=place.name))
+    models.lease("tiny").close()  # nobody holds up who comes next
