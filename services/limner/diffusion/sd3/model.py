@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import torch
 from diffusers import AutoencoderTiny
 
-from limner.core.errors import OutOfMemory, UnknownModel
+from limner.core.errors import UnknownModel
 from limner.diffusion.faults import no_numbers
 from limner.diffusion.lora.adapters import Adapters
 from limner.diffusion.lora.lora import ScaledLora
@@ -208,16 +208,8 @@ class Sd3Model:
                 raise
         release(self._device)
         self._autoencoder.work_in_tiles()
-        try:
+        with shortage_told("make latents of a picture, or a picture of them", self._device):
             return work(argument)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        release(self._device)
-        raise OutOfMemory(
-            "the device has not enough memory to make latents of a picture or a picture of them: "
-            "ask for a smaller picture, or try again when less is going on"
-        )
 
 
 @torch.inference_mode()
