@@ -424,15 +424,15 @@ def test_clean_latents_are_found_from_whatever_is_predicted(kind: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "said"),
     [
-        ({"sampler": "dpm++ 2m"}, "sampler", "did you mean 'DPM\\+\\+ 2M'"),
-        ({"sampler": "x"}, "sampler", "There are: DPM\\+\\+ 2M, "),
-        ({"loras": (LoraUse("mine"),)}, "loras", "SD3"),
-        ({"skip_layers": SkipLayers()}, "skip_layers", "SD3"),
-        ({"step_cache": StepCache()}, "step_cache", "SD3"),
-        ({"strength": 0.2}, "strength", "at least 0.25"),
-        ({"sampler": "LCM", "step_count": 51}, "step_count", "at most 50"),
+        ({"sampler": "dpm++ 2m"}, "options.sampler", "did you mean 'DPM\\+\\+ 2M'"),
+        ({"sampler": "x"}, "options.sampler", "There are: DPM\\+\\+ 2M, "),
+        ({"loras": (LoraUse("mine"),)}, "options.loras", "SD3"),
+        ({"skip_layers": SkipLayers()}, "options.skip_layers", "SD3"),
+        ({"step_cache": StepCache()}, "options.step_cache", "SD3"),
+        ({"strength": 0.2}, "options.strength", "at least 0.25"),
+        ({"sampler": "LCM", "step_count": 51}, "options.step_count", "at most 50"),
         ({"prompt": "a " * 80}, "prompt", "82 tokens.*77"),
-        ({"negative_prompt": "a " * 80}, "negative_prompt", "82 tokens.*77"),
+        ({"negative_prompt": "a " * 80}, "options.negative_prompt", "82 tokens.*77"),
     ],
 )
 def test_what_cannot_be_done_is_said(pipe: Any, changes: dict[str, Any], field: str, said: str) -> None:

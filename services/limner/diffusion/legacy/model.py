@@ -122,7 +122,7 @@ class LegacyModel:
         with self._encoding:
             if not parameters.truncate_prompt:
                 self._check_length(parameters.prompt, "prompt")
-                self._check_length(parameters.negative_prompt, "negative_prompt")
+                self._check_length(parameters.negative_prompt, "options.negative_prompt")
             encoded = self._encoder.encode_prompt(
                 prompt=parameters.prompt,
                 device=self._parts.text_encoder.device,
@@ -164,17 +164,17 @@ class LegacyModel:
 
 def _faults(parameters: Parameters, edits: bool) -> Iterator[tuple[str, str]]:
     if parameters.loras:
-        yield "loras", "LoRAs are for SD3 models here"
+        yield "options.loras", "LoRAs are for SD3 models here"
     if parameters.skip_layers is not None:
-        yield "skip_layers", "skip-layer guidance is for SD3 models"
+        yield "options.skip_layers", "skip-layer guidance is for SD3 models"
     if parameters.step_cache is not None:
-        yield "step_cache", "predicted steps are for SD3 models"
+        yield "options.step_cache", "predicted steps are for SD3 models"
     if (most := MOST_STEPS.get(parameters.sampler, parameters.step_count)) < parameters.step_count:
-        yield "step_count", f"is {parameters.step_count}, and {parameters.sampler} takes at most {most}"
+        yield "options.step_count", f"is {parameters.step_count}, and {parameters.sampler} takes at most {most}"
     if edits and int(parameters.step_count * parameters.strength) < 1:
         least = np.ceil(100 / parameters.step_count) / 100
         yield (
-            "strength",
+            "options.strength",
             f"is {parameters.strength:g}, which leaves none of {parameters.step_count} steps; give at least {least:g}, "
             "or more steps",
         )

@@ -69,7 +69,7 @@ class Samplers:
         """Return a new scheduler: it holds the state of one picture. Raises BadArgument for a name that isn't in
         SAMPLERS."""
         if name not in SAMPLERS:
-            raise BadArgument(_unknown(name), field="sampler")
+            raise BadArgument(_unknown(name), field="options.sampler")
         if name not in self._unused:
             class_name, options = SAMPLERS[name]
             self._unused[name] = getattr(diffusers, class_name).from_config(_OF_LATENTS | self._config | options)
