@@ -110,9 +110,10 @@ def plan(
     """Return how to load a model so that `rows` of the denoiser's batch (two are a picture with guidance), pictures of
     `pixels` and texts of `text_length` T5 tokens fit the hardware: as exactly and as fast as they do.
 
-    What is `auto` is chosen. In this order it is given up: text encoders on the device, T5's full precision, the
-    denoiser's (int8, then nf4), and at last the denoiser's place on the device; in each case first the decoding of
-    pictures at one go. fp8 is never chosen: it takes what int8 does and is less exact.
+    What is `auto` is chosen. In this order it is given up: text encoders on the device while they don't encode, T5's
+    full precision, text encoders on the device at all; the denoiser's precision (int8, then nf4), with the same of
+    texts once more; and at last the denoiser's place on the device. In each case the decoding of pictures at one go
+    goes first. fp8 is never chosen: it takes what int8 does and is less exact.
 
     Raises BadArgument for what can't be had there, OutOfMemory with the figures of the smallest plan if none fits.
     """
