@@ -111,17 +111,23 @@ def with_making(function: Command) -> Command:
     options: list[Callable[[Command], Command]] = [
         click.option("--model", help="The model; `limner models served` lists them."),
         click.option("--negative", "negative_prompt", metavar="TEXT", help="What the picture does not show."),
-        click.option("--width", type=click.IntRange(min=1), metavar="PX", help="A multiple of 16."),
-        click.option("--height", type=click.IntRange(min=1), metavar="PX", help="A multiple of 16."),
+        click.option(
+            "--width", type=click.IntRange(min=1), metavar="PX", help="A multiple of 16, or of 8 (SD 1.5, SDXL)."
+        ),
+        click.option(
+            "--height", type=click.IntRange(min=1), metavar="PX", help="A multiple of 16, or of 8 (SD 1.5, SDXL)."
+        ),
         click.option("--steps", type=click.IntRange(1, 1000), help="Steps of the sampler."),
         click.option("--guidance", type=click.FloatRange(1, 50), help="How strongly the prompt is followed; 1: least."),
         click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Of the first picture. By default drawn."),
         click.option("--count", type=click.IntRange(1, 16), help="How many pictures: OUT-1.png, OUT-2.png, and so on."),
-        click.option("--sampler", help="SD3 models: euler, heun, dpmpp-2m or turbo."),
+        click.option("--sampler", help="SD3 models: euler, heun, dpmpp-2m or turbo. Others: see docs/diffusion.md."),
         click.option("--shift", type=click.FloatRange(0.1, 20), help="Of the schedule, towards noise."),
         click.option("--text-length", type=click.IntRange(16, 512), help="How many tokens of the prompt are read."),
         click.option("--truncate", is_flag=True, help="Cut a prompt that is too long, instead of failing."),
-        click.option("--lora", "loras", type=_read_lora, multiple=True, metavar="NAME[:SCALE]", help="Apply a LoRA."),
+        click.option(
+            "--lora", "loras", type=_read_lora, multiple=True, metavar="NAME[:SCALE]", help="Apply a LoRA, or several."
+        ),
         click.option("--skip-layers", type=_read_layers, metavar="N,N...", help="Guide by leaving these layers out."),
         click.option(
             "--step-cache", type=click.IntRange(2, 8), help="Compute one step of so many, and predict others."
