@@ -86,7 +86,7 @@ def lora_of(tensors: Mapping[str, torch.Tensor], name: str, metadata: Mapping[st
         raise _bad(
             name,
             f"has {len(unknown)} of its {len(tensors)} keys that Limner does not know, or one half of them: "
-            f"{_some(unknown)}; take one for SD3 models that was trained with diffusers, peft, sd-scripts or OneTrainer",
+            f"{_some(unknown)}; take one for SD3 models, trained with diffusers, peft, sd-scripts or OneTrainer",
         )
     if not components:
         raise _bad(name, "holds nothing; get it again")
