@@ -110,7 +110,7 @@ def test_models_that_fit_stay_side_by_side(make_catalog, sources):
 
 
 def test_the_one_not_used_for_longest_goes_and_its_memory_returns(make_catalog, sources):
-    catalog = make_catalog(180)
+    catalog = make_catalog(170)
     for name in "abc":
         catalog.get(name)
         catalog.unload(name)  # measured now
