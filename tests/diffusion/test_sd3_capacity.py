@@ -36,13 +36,15 @@ class Clock:
     ("seconds", "most"),
     [
         (lambda rows: 0.01, 16),  # the device is not full at all
-        (lambda rows: 0.001 * max(rows, 4), 16),  # full from 4 rows on: no worse beyond
+        (lambda rows: 0.001 * max(rows, 4), 4),  # full from 4 rows on: no better beyond
+        (lambda rows: 0.001 * rows * {1: 1.0, 2: 0.8, 4: 1.0, 8: 0.5, 16: 0.49}[rows], 8),  # one that was disturbed
         (lambda rows: 0.001 * rows * (1 if rows < 4 else 1.2), 2),  # worse from 4 on
-        (lambda rows: 0.02 * rows, 8),  # 16 would take 3.2 seconds a step
+        (lambda rows: 0.02 * rows, 2),  # rows gain nothing at all
+        (lambda rows: 0.02 * rows**0.9, 8),  # 16 would take 2.4 seconds a step
         (lambda rows: 0.5 * rows, 2),  # one alone takes 5
     ],
 )
-def test_the_cap_is_where_rows_become_dearer_or_steps_too_long(
+def test_the_cap_is_where_rows_gain_no_more_or_steps_are_too_long(
     monkeypatch: pytest.MonkeyPatch, seconds: Any, most: int
 ) -> None:
     clock, found = Clock(monkeypatch, seconds), Capacity()

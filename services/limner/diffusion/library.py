@@ -301,7 +301,7 @@ class Library:
         from limner.diffusion.memory import is_out_of_memory
 
         began = time.perf_counter()
-        if torch.get_num_threads() != self._config.threads:  # at the first load: later ones would disturb who computes
+        if not self._loaded:  # later ones would disturb who computes
             torch.set_num_threads(self._config.threads)
         plan = self._plan(place, measure=True)
         device = plan.placement.device

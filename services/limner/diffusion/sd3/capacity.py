@@ -13,7 +13,7 @@ UNMEASURED = 8
 
 _TRIED = (1, 2, 4, 8, 16)
 _LONGEST_STEP_S = 2.0  # cancelling, and joining the loop, take as long as a step
-_WORSE = 1 / 0.95  # time a row that a larger run may take, of the smaller one's
+_ABOUT = 1.05  # times as long is about as long
 
 
 class Capacity:
@@ -40,24 +40,23 @@ class Capacity:
         self._lowered[bucket] = max(min(rows, self.of(bucket)), 1)
 
     def measure(self, bucket: Bucket, run: Callable[[int], bool], *, share: float, budget_s: float) -> None:
-        """Find the cap of a bucket: the most rows that take no more time each than fewer do, in a step of two seconds
-        at most. Stops before the time is used up that there is for it.
+        """Find the cap of a bucket: the fewest rows that take about as little time each as any number does, in steps of
+        two seconds at most. More would gain nothing, and make steps long. Uses no more time than there is for it.
 
         `run(rows)` does `share` of a step's work, waits for its end, and says whether memory was enough.
         """
         end = time.monotonic() + budget_s
-        best, best_s = 1, float("inf")
+        each_s: dict[int, float] = {}  # by rows, the time that one of them takes
         for rows in _TRIED:
             seconds = self._seconds(run, rows, end)
             if seconds is None or (rows > 1 and seconds / share > _LONGEST_STEP_S):
                 break
-            if seconds / rows > best_s / best * _WORSE:
-                break
-            best, best_s = rows, seconds
+            each_s[rows] = seconds / rows
             # the next run has twice the rows, is warmed up once and timed once
             if time.monotonic() + 4 * seconds > end:
                 break
-        self.assume(bucket, max(best, LEAST))
+        least = min(each_s.values(), default=0.0)
+        self.assume(bucket, max(min((rows for rows in each_s if each_s[rows] <= least * _ABOUT), default=1), LEAST))
 
     @staticmethod
     def _seconds(run: Callable[[int], bool], rows: int, end: float) -> float | None:

@@ -3,6 +3,7 @@ transformer together. Keeps nothing of a row."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -38,6 +39,8 @@ from limner.diffusion.sd3.samplers import evaluations
 from limner.diffusion.sd3.text import Conditioning, TextEncoder
 from limner.diffusion.sd3.watch import Watch
 from limner.diffusion.variant import Variant
+
+_log = logging.getLogger("limner.models")
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -99,6 +102,7 @@ class Sd3Model:
             return self._batch.try_out(self._usual, rows, _PROFILED_LAYERS)
 
         self._capacity.measure(self._usual, run, share=share, budget_s=_PROFILE_S)
+        _log.info("%d rows of %d × %d are run at once", self._capacity.of(self._usual), width, height)
 
     @torch.inference_mode()
     def prepare(self, request: Request, check: Callable[[], None]) -> Sequence[Row]:
