@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil, floor
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ _KERNELS = {
     "cubic": Image.Resampling.BICUBIC,
     "linear": Image.Resampling.BILINEAR,
 }
+
+_REACH = 3  # pixels from its middle that the widest kernel, Lanczos', reaches, where nothing is made smaller
 
 
 def resize(pixels: Pixels, size: Size, *, method: Method, part: Box | None = None) -> Pixels:
@@ -47,7 +50,7 @@ def resize(pixels: Pixels, size: Size, *, method: Method, part: Box | None = Non
 
     if pixels.dtype == np.uint8 and channels in (1, 3):
         image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
-        resized = np.array(resample(image))
+        resized = np.array(_across_then_down(image, Size(part.width, part.height), _KERNELS[method], source))
         return resized.reshape(part.height, part.width, channels)
     maximum = np.iinfo(pixels.dtype).max
     resized = np.empty((part.height, part.width, channels), pixels.dtype)
@@ -63,6 +66,19 @@ def resize(pixels: Pixels, size: Size, *, method: Method, part: Box | None = Non
         straight = np.divide(weighted * maximum, new_alpha, out=np.zeros_like(weighted), where=new_alpha > 0)
         resized[:, :, channel] = _whole(straight, maximum)
     return resized
+
+
+def _across_then_down(
+    image: Image.Image, size: Size, kernel: Image.Resampling, source: tuple[float, float, float, float]
+) -> Image.Image:
+    """Resample 8 bits, always in this order: what is clipped between the two depends on it, and Pillow by itself takes
+    the order that costs less, which may be another one for a part than for the whole."""
+    left, top, right, bottom = source
+    reach = ceil(_REACH * max(1.0, (bottom - top) / size.height)) + 1
+    first, last = max(0, floor(top) - reach), min(image.height, ceil(bottom) + reach)
+    rows = image.crop((0, first, image.width, last))
+    across = rows.resize((size.width, rows.height), kernel, box=(left, 0, right, rows.height))
+    return across.resize((size.width, size.height), kernel, box=(0, top - first, size.width, bottom - first))
 
 
 def _resample_plane(plane: NDArray[Any], resample: Callable[[Image.Image], Image.Image]) -> NDArray[np.float32]:
