@@ -568,8 +568,8 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def preview(self) -> _progress_pb2.Preview:
-        """The step's work so far, if previews were asked for. Of each picture's previews the router keeps only the latest: who
-        reads late sees the earlier ones without it.
+        """The step's work so far, if previews were asked for. Of each picture's previews the router keeps only the latest: a
+        reader who comes late sees the earlier ones without it.
         """
 
     @_builtins.property
