@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from limner.core.errors import BadArgument
 from limner.engine import memory
 from limner.engine.machine import Machine
+from limner.engine.placement import device_mend
 
+INSTALL_CUDA = "install torch for CUDA, see https://pytorch.org/get-started/locally"
 BF16_CAPABILITY = (8, 0)  # of CUDA devices; Ampere, 2020
 FP8_CAPABILITY = (8, 9)  # Ada, 2022
 WORTH_IT = 1.1  # times as fast as fp32 must bf16 be on a CPU
@@ -45,8 +47,9 @@ def hardware(
     chosen = devices[0] if device == "auto" else device
     assumed = chosen not in devices and chosen.startswith("cuda") and memory_bytes is not None
     if chosen not in devices and not assumed:
+        mend = device_mend(machine, chosen, is_reached=machine.torch_has_cuda, install=INSTALL_CUDA)
         raise BadArgument(
-            f"device {chosen!r} can't be used, torch reaches {', '.join(devices)} here: {_mend(machine, chosen)}",
+            f"device {chosen!r} can't be used, torch reaches {', '.join(devices)} here: {mend}",
             field="device",
         )
     main_memory = _free("cpu")
@@ -107,15 +110,3 @@ def _cpu_bf16(machine: Machine, measure: bool) -> tuple[str, str]:
 def _free(device: str) -> int:
     free = memory.free(device)
     return sys.maxsize if free is None else free
-
-
-def _mend(machine: Machine, device: str) -> str:
-    if device == "cuda":
-        return "name the device cuda:0"
-    if not device.startswith("cuda:"):
-        return "set device to auto or one of these"
-    if not machine.cuda_device_count:
-        return "NVIDIA's driver finds no GPU: install the driver, or give the container one"
-    if not machine.torch_has_cuda:
-        return "install torch for CUDA, see https://pytorch.org/get-started/locally"
-    return "set device to auto or one of these"

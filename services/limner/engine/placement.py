@@ -15,6 +15,7 @@ from limner.core.placement import Placement
 from limner.engine.machine import Machine
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
+INSTALL_CUDA = "install ONNX Runtime for CUDA: pip uninstall onnxruntime && pip install 'limner[cuda]'"
 INSTALL_AN_ENGINE = "pip install 'limner[openvino]' or 'limner[cpu]'"
 
 LARGEST_DIFFERENCE = 1 / 255
@@ -34,7 +35,7 @@ def check(machine: Machine, device: str, precision: str) -> None:
     if device not in ("auto", *machine.devices):
         raise BadArgument(
             f"device {device!r} can't be used, this machine offers {', '.join(machine.devices)}: "
-            f"{_device_mend(machine, device)}",
+            f"{device_mend(machine, device, is_reached=machine.onnxruntime_has_cuda, install=INSTALL_CUDA)}",
             field="device",
         )
     if precision not in PRECISIONS:
@@ -179,13 +180,13 @@ def _levels(difference: float) -> str:
     return f"{difference * 255:.2g}"
 
 
-def _device_mend(machine: Machine, device: str) -> str:
+def device_mend(machine: Machine, device: str, *, is_reached: bool, install: str) -> str:
+    """Return what to do about a device that can't be had. `is_reached` says whether the engine here knows CUDA at all,
+    `install` how to get one that does."""
     if device == "cuda":
         return "name the device cuda:0"
-    if not device.startswith("cuda:"):
-        return "set device to auto or one of these"
-    if not machine.cuda_device_count:
+    if device.startswith("cuda:") and not machine.cuda_device_count:
         return "NVIDIA's driver finds no GPU: install the driver, or give the container one"
-    if not machine.onnxruntime_has_cuda:
-        return "install ONNX Runtime for CUDA: pip uninstall onnxruntime && pip install 'limner[cuda]'"
+    if device.startswith("cuda:") and not is_reached:
+        return install
     return "set device to auto or one of these"
