@@ -74,7 +74,13 @@ def _cancel_to_start(stub: router_pb2_grpc.RouterServiceStub, request: router_pb
     for response in run:
         if response.event.HasField("progress") and response.event.progress.stage not in ("decode", "encode"):
             break
-    queued, started = threading.Event(), []
+    return seconds_to_start(probe, run.cancel)
+
+
+def seconds_to_start(probe: Probe, cancel: Callable[[], object]) -> float:
+    """Let a call wait behind another one, cancel that, and return the seconds until the waiting one starts."""
+    queued = threading.Event()
+    started: list[float] = []
 
     def wait() -> None:
         for response in probe():
@@ -86,10 +92,10 @@ def _cancel_to_start(stub: router_pb2_grpc.RouterServiceStub, request: router_pb
     waiter = threading.Thread(target=wait)
     waiter.start()
     queued.wait(timeout=60)
-    time.sleep(0.05)  # lets the waiter's picture be decoded, so that only the device is waited for
+    time.sleep(0.05)  # lets the waiter be decoded, so that only the device is waited for
     began = time.perf_counter()
-    run.cancel()
+    cancel()
     waiter.join()
     if started[0] < began:
-        raise RuntimeError("the run was done before it could be cancelled")
+        raise RuntimeError("the other call was done before it could be cancelled")
     return started[0] - began

@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from bench import calls, full_size
+from bench.cancel import seconds_to_start
 from bench.figures import cpu_name, median_ms, rows_table, table
 from limner.client.local import LocalServers
 from limner.diffusion import tiny
@@ -159,24 +159,7 @@ def cancel_latency(ours: Ours, turns: int) -> Figures:
         full = ours.start(steps=1000, images=MAX_ACTIVE)
         ticks = [time.perf_counter() for _ in _steps(full, 6)]
         step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
-        queued = threading.Event()
-        started: list[float] = []
-
-        def wait(queued: threading.Event = queued, started: list[float] = started) -> None:
-            for response in ours.start(steps=1):
-                if response.HasField("queued"):
-                    queued.set()
-                elif response.HasField("started"):
-                    started.append(time.perf_counter())
-
-        waiter = threading.Thread(target=wait)
-        waiter.start()
-        queued.wait(timeout=60)
-        time.sleep(0.05)  # lets the waiter be decoded, so that only the place is waited for
-        began = time.perf_counter()
-        full.cancel()
-        waiter.join()
-        seconds.append(started[0] - began)
+        seconds.append(seconds_to_start(partial(ours.start, steps=1), full.cancel))
         steps.append(seconds[-1] / step)
     return {
         "cancel_ms": median_ms(seconds),
@@ -197,16 +180,10 @@ def loop_overhead(folder: Path, ours: Ours, turns: int) -> Figures:
         height=SIDE,
         step_count=STEPS,
         guidance_scale=GUIDANCE,
-        strength=1.0,
         sampler="euler",
         shift=3.0,
         text_length=TEXT_LENGTH,
-        truncate_prompt=False,
-        skip_layers=None,
-        step_cache=None,
-        loras=(),
         seed=0,
-        image_count=1,
     )
     lease = library.lease("tiny")
 

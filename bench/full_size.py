@@ -185,16 +185,10 @@ class Bench:
             height=self.side,
             step_count=steps,
             guidance_scale=guidance,
-            strength=1.0,
             sampler="euler",
             shift=3.0,
             text_length=TEXT_TOKENS - CLIP_LENGTH,
-            truncate_prompt=False,
-            skip_layers=None,
-            step_cache=None,
-            loras=(),
             seed=seed,
-            image_count=1,
         )
         plan = evaluations("euler", step_count=steps, shift=3.0)
         table = torch.tensor(coefficients(plan, parameters)).to(self.device)

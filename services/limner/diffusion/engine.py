@@ -463,8 +463,12 @@ def _apart(task: Callable[[], None]) -> None:
     long as it does; while there are more of them than CPUs, they wait for each other by the system instead of by
     spinning, and short steps take up to twice as long."""
     thread = threading.Thread(target=task, name=threading.current_thread().name)
-    thread.start()
-    thread.join()
+    try:
+        thread.start()
+    except RuntimeError:  # the system gives no more threads
+        task()
+    else:
+        thread.join()
 
 
 def _timed(function: Callable[[], T]) -> tuple[T, float]:

@@ -42,16 +42,16 @@ class Parameters:
     height: int
     step_count: int
     guidance_scale: float  # 1: no guidance
-    strength: float  # 1: from noise alone; else the share of the steps that are done on a given picture
     sampler: str
     shift: float | None  # of the schedule; None for families without
     text_length: int  # tokens that the long text encoder reads
-    truncate_prompt: bool
-    skip_layers: SkipLayers | None
-    step_cache: StepCache | None
-    loras: tuple[LoraUse, ...]
     seed: int
-    image_count: int
+    image_count: int = 1
+    strength: float = 1.0  # 1: from noise alone; else the share of the steps that are done on a given picture
+    truncate_prompt: bool = False
+    skip_layers: SkipLayers | None = None
+    step_cache: StepCache | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def guided(self) -> bool:
