@@ -636,6 +636,32 @@ async def test_the_engines_threads_end_with_it(model):
     await house.until(lambda: not any("limner-diffusion" in thread.name for thread in threading.enumerate()))
 
 
+async def test_what_is_done_beside_the_steps_leaves_no_thread_behind(house, model):
+    """Threads that computed keep OpenMP's helpers, which slow the steps."""
+    worked: list[threading.Thread] = []
+    model.before_prepare = lambda *arguments: worked.append(threading.current_thread())
+    await house.call("p").task
+    assert worked[0] is not threading.current_thread()
+    await house.until(lambda: not any(thread.is_alive() for thread in worked))
+
+
+async def test_without_a_thread_to_be_had_the_work_is_done_where_it_stands(house, model, monkeypatch):
+    worked: list[str] = []
+    model.before_prepare = lambda *arguments: worked.append(threading.current_thread().name)
+    await house.call("first").task  # begins the threads that wait for work
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("limner-diffusion"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    await house.call("second").task
+    assert len(worked) == 2
+    assert worked[1].startswith("limner-diffusion")
+
+
 @pytest.mark.parametrize("how", ["succeeds", "fails"])
 async def test_a_call_that_is_over_keeps_no_pictures_alive(house, model, how):
     """Also while the turn goes on for others."""
