@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BASE ?= origin/main
+MINUTES ?= 60
+LATENTS := out/training/sketch/latents.npy
 
-.PHONY: help install lock protos check-protos format check test demo serve bench bench-inpaint bench-diffusion bench-quality clean
+.PHONY: help install lock protos check-protos format check test demo serve bench bench-inpaint bench-diffusion bench-quality train-erase train-sketch clean
 
 help: ## List these commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +49,7 @@ check: install ## Lint, types, layers, the contract's style and its compatibilit
 test: install ## Run every test
 	$(BIN)/pytest
 
-demo: install ## Erase an object from a photograph, from a click to an enlarged result in out/demo
+demo: install ## Erase, generate, inpaint and outpaint with the models that ship; write out/demo/sheet.png
 	$(BIN)/python examples/demo.py
 
 serve: install ## Run all services in the foreground; Ctrl-C stops them
@@ -64,6 +66,24 @@ bench-diffusion: install ## Measure the diffusion server against diffusers, and 
 
 bench-quality: install ## Compare fills on photographs with known holes; write out/quality/grid.png
 	$(BIN)/python -m bench.quality
+
+# Both go on from where the last run ended. The weights are written to where they ship; git shows what changed.
+train-erase: install ## Train limner-erase for MINUTES=60, export it and compare it with the other fills
+	$(BIN)/python -m training.erase.train --minutes $(MINUTES)
+	$(BIN)/python -m training.erase.export
+	$(BIN)/python -m training.erase.evaluate
+
+train-sketch: install $(LATENTS) ## Train limner-sketch for MINUTES=60, export it and see what it draws
+	$(BIN)/python -m training.sketch.train --minutes $(MINUTES)
+	$(BIN)/python -m training.sketch.export
+	$(BIN)/python -m training.sketch.classifier
+	$(BIN)/python -m training.sketch.evaluate
+
+# Made once: what was learnt from latents holds for the autoencoder that they came from alone.
+$(LATENTS): | install
+	$(BIN)/python -m training.sketch.emoji
+	$(BIN)/python -m training.sketch.vae --minutes 40
+	$(BIN)/python -m training.sketch.latents
 
 clean: ## Remove what was built here
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
