@@ -1,10 +1,22 @@
-"""The models of this server by the names that requests use. The first one needs no weights, and is what a request
-without a name gets as long as the default network isn't installed."""
+"""The models of this server by the names that requests use. As long as the configured default isn't installed, a
+request without a name gets the first of them that is: the network that ships, or without any engine patchmatch."""
 
 from limner.inpaint.filler import FillerSource
-from limner.inpaint.models import anime_lama, fsr, lama, mat, migan, navier_stokes, patchmatch, telea, zits
+from limner.inpaint.models import (
+    anime_lama,
+    fsr,
+    lama,
+    limner_erase,
+    mat,
+    migan,
+    navier_stokes,
+    patchmatch,
+    telea,
+    zits,
+)
 
 MODELS: dict[str, FillerSource] = {
+    "limner-erase": limner_erase,
     "patchmatch": patchmatch,
     "fsr": fsr,
     "telea": telea,
