@@ -11,7 +11,8 @@ from limner.core.geometry import Size
 from limner.diffusion.models import MODELS
 from limner.diffusion.sizes import is_legal
 
-NAMES = ["sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo", "sd3-medium", "sdxl-inpaint", "sd1.5-inpaint"]
+PUBLISHED = ["sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo", "sd3-medium", "sdxl-inpaint", "sd1.5-inpaint"]
+NAMES = [*PUBLISHED, "limner-sketch"]
 
 
 def test_the_names_are_these():
@@ -26,6 +27,11 @@ def test_card_facts_and_sizes_are_of_one_model(name):
     assert known.CARD.task in known.VARIANT.tasks
     assert known.CARD.size_multiple == known.VARIANT.size_multiple
     assert is_legal(Size(known.VARIANT.width, known.VARIANT.height), known.VARIANT)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_ones_are_of_the_hub_and_untried(name):
+    known = MODELS[name]
     assert known.CARD.source.endswith(known.CARD.hub)
     assert known.CARD.needs_acceptance
     assert not known.CARD.tried

@@ -64,6 +64,7 @@ def test_known_models_and_ones_own_are_offered_before_anything_is_loaded(library
         "sd3.5-large-turbo",
         "sd3.5-medium",
         "sd3-medium",
+        "limner-sketch",
         "tiny",
         "other",
     }
@@ -80,12 +81,14 @@ def test_a_request_without_a_model_gets_the_default_or_the_first_that_is_there(l
     assert library(default_edit_model="other").model_for(None, "edit") == "other"
     assert library(default_model="sd3.5-large").model_for(None, "generate") == "tiny"
     assert library(default_model="sd3.5-large", offline=False).model_for(None, "generate") == "sd3.5-large"
+    assert library(default_model="limner-sketch").model_for(None, "edit") == "limner-sketch"
 
 
 def test_unknown_models_are_refused_with_the_names_of_the_task(library):
     models = library()
     with pytest.raises(
-        UnknownModel, match="no model 'sdxl-inpaint' here that can generate; there are: other, sd3-medium"
+        UnknownModel,
+        match="no model 'sdxl-inpaint' here that can generate; there are: limner-sketch, other, sd3-medium",
     ):
         models.model_for("sdxl-inpaint", "generate")
     assert models.model_for("sdxl-inpaint", "edit") == "sdxl-inpaint"

@@ -46,7 +46,7 @@ class Digests:
             if not sha256:
                 return ""
             found.append(sha256)
-        return _all(found)
+        return combined(found)
 
     def _keep(self, identity: str, sha256: str) -> None:
         with self._lock:
@@ -58,7 +58,9 @@ class Digests:
                 part.replace(self._path)
 
 
-def _all(sha256s: Sequence[str]) -> str:
+def combined(digests: Sequence[str]) -> str:
+    """Return what is told as the digest of several files, of their sha256 with or without `sha256:` before it."""
+    sha256s = [digest.removeprefix("sha256:") for digest in digests]
     return sha256s[0] if len(sha256s) == 1 else hashlib.sha256("".join(sha256s).encode()).hexdigest()
 
 

@@ -30,6 +30,9 @@ class Architecture:
 LARGE = Architecture(38, 2432, (), True)
 MEDIUM = Architecture(24, 1536, tuple(range(13)), True)
 SD3_MEDIUM = Architecture(24, 1536, (), False)
+SKETCH = Architecture(6, 256, (), True)
+
+KNOWN = {LARGE: "sd3.5-large", MEDIUM: "sd3.5-medium", SD3_MEDIUM: "sd3-medium", SKETCH: "limner-sketch"}
 
 
 def variant_of(place: Place) -> Variant:
@@ -49,7 +52,7 @@ def variant_of(place: Place) -> Variant:
 
 def _sd3(place: Place) -> Variant:
     architecture, positions = (_of_file if place.is_file else _of_folder)(place)
-    known = {LARGE: "sd3.5-large", MEDIUM: "sd3.5-medium", SD3_MEDIUM: "sd3-medium"}.get(architecture)
+    known = KNOWN.get(architecture)
     shift = place.config("scheduler").get("shift") if not place.is_file else None
     if known is not None:
         is_turbo = architecture == LARGE and "turbo" in f"{place.name} {_told(place)}".lower()

@@ -101,6 +101,7 @@ class Library:
         self._shelf = Shelf(config, self.loras)
         self._config = config
         self._machine = machine or this_machine()
+        self._store = store
         self._digests = Digests(store.root / "diffusion-digests.json")
         self._loaded: dict[str, _Loaded] = {}
         self._measured: dict[str, Measured] = {}
@@ -185,6 +186,8 @@ class Library:
         """Return the sha256 of the weights as they are served, in lower-case hexadecimal; of several files that of
         their digests, one after the other. Empty for what is not installed or was not hashed yet, which is done when it
         is loaded."""
+        if self._shelf.ships(name):
+            return self._shelf.card(name).digest
         try:
             if (loaded := self._loaded.get(name)) is not None:
                 return self._digests.of(loaded.files)
@@ -303,6 +306,7 @@ class Library:
         began = time.perf_counter()
         if not self._loaded:  # later ones would disturb who computes
             torch.set_num_threads(self._config.threads)
+        self._check(place.name)
         plan = self._plan(place, measure=True)
         device = plan.placement.device
         self._make_room(plan)
@@ -318,7 +322,7 @@ class Library:
         memory.trim()
         taken = max(memory.in_use(device) - before, 0)
         files = self._shelf.files(place)
-        self._hash(files)
+        self._hash(place.name, files)
         _log.info(
             "loaded %s in %.1f s, %d MiB: %s, %s (%s)",
             place.name,
@@ -412,9 +416,16 @@ class Library:
             _collect(device)
             _log.info("unloaded %s to make room", name)
 
-    def _hash(self, files: list[Path]) -> None:
-        """Find out the digest: at once if it takes no time, else beside."""
-        if self._digests.of(files):
+    def _check(self, name: str) -> None:
+        """Hash the files of a model that ships. Raises ModelNotInstalled if they are not those of its card."""
+        if self._shelf.ships(name):
+            card = self._shelf.card(name)
+            for file in card.files:
+                self._store.path(card, file.name)
+
+    def _hash(self, name: str, files: list[Path]) -> None:
+        """Find out the digest, unless it is known: at once if it takes no time, else beside."""
+        if self._shelf.ships(name) or self._digests.of(files):
             return
         if sum(file.stat().st_size for file in files) <= SOON_HASHED:
             self._digests.of(files, read=True)

@@ -19,6 +19,8 @@ from limner.diffusion.shapes import shape_of
 from limner.diffusion.sources import Place, fetch, find, is_hub_id
 from limner.diffusion.variant import Family, Task, Variant
 from limner.engine.fetch import StoreError
+from limner.engine.shipped import folder_of, ships
+from limner.engine.store import mend
 
 FAMILIES: dict[Family, str] = {"sd3": "Stable Diffusion 3", "sdxl": "Stable Diffusion XL", "sd1": "Stable Diffusion 1"}
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -33,8 +35,10 @@ class Shelf:
         self._loras = loras
 
     def names(self, task: str | None = None) -> list[str]:
-        """Return the names of the models of a task, or of all: known ones, then those of one's own."""
+        """Return the names of the models of a task, or of all: known ones, then those of one's own, and last what ships
+        with Limner, which any other goes before as a default."""
         names = [*MODELS, *(name for name in self._config.sources if name not in MODELS)]
+        names.sort(key=self.ships)
         return [name for name in names if task is None or task in self.tasks(name)]
 
     def tasks(self, name: str) -> frozenset[Task]:
@@ -52,13 +56,20 @@ class Shelf:
 
     def place(self, name: str) -> Place:
         """Return where a model's files are. Raises UnknownModel, and ModelNotInstalled as `find`."""
-        return find(name, self.where(name), cache=self._config.hub_cache, t5=self._config.t5)
+        where, cache, t5 = self.where(name), self._config.hub_cache, self._config.t5
+        if self.ships(name):
+            return find(name, where, cache=cache, t5=t5, mend=mend(MODELS[name].CARD))
+        return find(name, where, cache=cache, t5=t5)
+
+    def ships(self, name: str) -> bool:
+        """Say whether the model comes with Limner, and is taken from there."""
+        return name in MODELS and name not in self._config.sources and ships(MODELS[name].CARD)
 
     def where(self, name: str) -> str:
         """Return where a model is looked for: a folder, a file, or a repository on the hub. Raises UnknownModel."""
         if name not in self.names():
             raise UnknownModel(name, available=self.names())
-        return self._config.sources.get(name) or MODELS[name].CARD.hub
+        return str(folder_of(name)) if self.ships(name) else self._config.sources.get(name) or MODELS[name].CARD.hub
 
     def is_fetchable(self, name: str) -> bool:
         """Say whether the server may fetch the model when it is loaded."""

@@ -102,9 +102,16 @@ def is_hub_id(where: str) -> bool:
     return bool(HUB_ID.fullmatch(where)) and not Path(where).expanduser().exists()
 
 
-def find(name: str, where: str, *, cache: str = "", t5: bool = True) -> Place:
+def find(
+    name: str,
+    where: str,
+    *,
+    cache: str = "",
+    t5: bool = True,
+    mend: str = "put that there, or correct [diffusion.sources]",
+) -> Place:
     """Return the model's place, with every file there that it takes. Raises ModelNotInstalled with what is missing and
-    the mend, also where there is something that is no model of ours, or pickles."""
+    the mend, also where there is something that is no model of ours, or pickles. `mend` is that of a folder or file."""
     if is_hub_id(where):
         path = hub_folder(where, cache)
         mend = (
@@ -115,7 +122,6 @@ def find(name: str, where: str, *, cache: str = "", t5: bool = True) -> Place:
             raise _absent(name, f"{where} is not in the cache of the Hugging Face hub", mend)
     else:
         path = Path(where).expanduser()
-        mend = "put that there, or correct [diffusion.sources]"
         if not path.exists():
             raise _absent(name, f"there is no {path}", mend)
     if path.is_file():

@@ -20,7 +20,7 @@ from limner.diffusion.shelf import Shelf
 from limner.diffusion.sources import fetch, find, is_hub_id, is_whole
 from limner.engine.fetch import StoreError
 from limner.engine.machine import Machine
-from limner.engine.store import Store, check_licence, digest
+from limner.engine.store import Store, check_licence, check_removable, digest, mend
 
 QUANTISED = ("int8", "fp8", "nf4")  # of weights, while values stay in another precision
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -31,6 +31,7 @@ class Pipelines:
 
     def __init__(self, config: DiffusionConfig, store: Store) -> None:
         self._config = config
+        self._store = store
         lora_dir = Path(config.lora_dir).expanduser() if config.lora_dir else store.root / "loras"
         self._shelf = Shelf(config, LoraStore(lora_dir))
 
@@ -48,6 +49,8 @@ class Pipelines:
 
     def mend(self, card: ModelCard) -> str:
         """Return what installs the model: a command, or what to correct."""
+        if self._shelf.ships(card.name):
+            return mend(card)
         return f"limner models pull {card.name}" if self._is_of_hub(card) else "correct [diffusion.sources]"
 
     def size(self, card: ModelCard) -> int:
@@ -55,7 +58,7 @@ class Pipelines:
         try:
             files = self._shelf.files(self._shelf.place(card.name))
         except ModelNotInstalled:
-            return card.hub_bytes
+            return card.hub_bytes or sum(file.size_bytes for file in card.files)
         return sum(file.stat().st_size for file in files)
 
     def plan(
@@ -84,6 +87,9 @@ class Pipelines:
     def pull(self, card: ModelCard, *, accept_licence: bool) -> str:
         """Fetch what is missing of a model from the hub and say what was done. Raises StoreError."""
         where = self._shelf.where(card.name)
+        if self._shelf.ships(card.name):
+            self._store.pull(card)  # fetches nothing: it says what to install if something is missing
+            return "is here already"
         if not self._is_of_hub(card):
             return f"nothing to pull: it is at {where}"
         if not self.missing(card):
@@ -97,8 +103,10 @@ class Pipelines:
         return f"pulled to {path}"
 
     def verify(self, card: ModelCard) -> list[str]:
-        """Check every file of weights: those that the hub fetched by their digest, others by their length. Return what
-        is wrong, a sentence each."""
+        """Check every file: those that ship and those that the hub fetched by their digest, other weights by their
+        length. Return what is wrong, a sentence each."""
+        if self._shelf.ships(card.name):
+            return self._store.verify(card)
         try:
             files = self._shelf.files(self._shelf.place(card.name))
         except ModelNotInstalled as error:
@@ -107,8 +115,10 @@ class Pipelines:
 
     def rm(self, card: ModelCard) -> int:
         """Remove the model's repository from the hub's cache and return the bytes freed. Raises StoreError for models
-        that were put elsewhere."""
+        that were put elsewhere, or ship."""
         where = self._shelf.where(card.name)
+        if self._shelf.ships(card.name):
+            check_removable(card)
         if not self._is_of_hub(card):
             raise StoreError(f"it is at {where}, which was not pulled: remove it yourself")
         from huggingface_hub import CacheNotFound, scan_cache_dir

@@ -3,7 +3,15 @@
 from typing import Protocol
 
 from limner.core.card import ModelCard
-from limner.diffusion.models import sd3_medium, sd15_inpaint, sd35_large, sd35_large_turbo, sd35_medium, sdxl_inpaint
+from limner.diffusion.models import (
+    limner_sketch,
+    sd3_medium,
+    sd15_inpaint,
+    sd35_large,
+    sd35_large_turbo,
+    sd35_medium,
+    sdxl_inpaint,
+)
 from limner.diffusion.shape import Shape
 from limner.diffusion.variant import Variant
 
@@ -23,4 +31,5 @@ MODELS: dict[str, Known] = {
     "sd3-medium": sd3_medium,
     "sdxl-inpaint": sdxl_inpaint,
     "sd1.5-inpaint": sd15_inpaint,
+    "limner-sketch": limner_sketch,
 }
