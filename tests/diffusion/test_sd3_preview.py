@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,18 @@ def test_a_decoder_paints_pictures_of_full_size(model: Sd3Model, monkeypatch: py
         expected = decoder.decode(latents(row)[None]).sample[0]
     right = (expected / 2 + 0.5).clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy()
     assert np.abs(paint().astype(int) - right).max() <= 1
+
+
+def test_latents_that_are_not_sd3s_are_painted_by_the_models_own_vae(tiny_sd3: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_sd3, folder)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.335, "shift_factor": -0.06}))
+    model = load_model(folder, load_pipeline(tiny_sd3))
+    row = start(model, PLAIN)
+    finish(model, [row])
+    paint = model.preview(row)
+    assert paint is not None
+    preview = paint()
+    assert preview.shape == (48, 64, 3)
+    assert np.abs(preview.astype(int) - model.decode(row)).max() <= 1

@@ -24,6 +24,7 @@ from limner.core.errors import ModelNotInstalled
 from limner.diffusion import sources
 from limner.diffusion.encoders import FILES, Encoder
 from limner.diffusion.facts import architecture_of
+from limner.diffusion.sd3.latents import SCALE, SHIFT
 from limner.diffusion.sd3.transformer import Transformer
 from limner.diffusion.sources import SINGLE_FILE_PREFIX, Place
 
@@ -32,7 +33,6 @@ VAE_PREFIX = "first_stage_model."
 ENCODER_PREFIX = "text_encoders."
 
 HEAD_WIDTH = 64  # channels of an attention head, in every transformer of the family
-VAE_SCALE, VAE_SHIFT = 1.5305, 0.0609  # of the latents (SD3LatentFormat in Stability-AI/sd3.5)
 VAE_GROUPS = 32
 
 TRANSFORMER = {
@@ -148,8 +148,8 @@ def read_vae(place: Place, dtype: torch.dtype) -> AutoencoderKL:
                 layers_per_block=len(blocks),
                 latent_channels=header["decoder.conv_in.weight"].shape[1],
                 norm_num_groups=VAE_GROUPS,
-                scaling_factor=VAE_SCALE,
-                shift_factor=VAE_SHIFT,
+                scaling_factor=SCALE,
+                shift_factor=SHIFT,
                 use_quant_conv=False,
                 use_post_quant_conv=False,
             )

@@ -16,6 +16,7 @@ from limner.diffusion.model import Pixels
 from limner.diffusion.tiling import work_in_tiles
 
 REDUCTION = 8  # pixels a latent, on either side
+SCALE, SHIFT = 1.5305, 0.0609  # of SD3's latents (SD3LatentFormat in Stability-AI/sd3.5)
 
 
 class Distribution(Protocol):
@@ -52,6 +53,11 @@ class Autoencoder:
     def channels(self) -> int:
         """Channels of the latents."""
         return int(self._vae.config.latent_channels)
+
+    @property
+    def is_sd3s(self) -> bool:
+        """Whether its latents are SD3's, which their normalisation tells: fine-tuned VAEs keep it, other VAEs don't."""
+        return abs(self._scale - SCALE) < 1e-4 and abs(self._shift - SHIFT) < 1e-4
 
     @property
     def tiling(self) -> bool:

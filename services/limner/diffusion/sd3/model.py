@@ -10,7 +10,6 @@ from functools import partial
 from typing import TypeVar, cast
 
 import torch
-from diffusers import AutoencoderTiny
 
 from limner.core.errors import UnknownModel
 from limner.diffusion.faults import no_numbers
@@ -26,7 +25,7 @@ from limner.diffusion.sd3.capacity import LEAST, Capacity
 from limner.diffusion.sd3.components import Components
 from limner.diffusion.sd3.forecast import Forecast
 from limner.diffusion.sd3.latents import Autoencoder, Distribution, cells, draw_noise, noised
-from limner.diffusion.sd3.preview import painted
+from limner.diffusion.sd3.preview import Decoder, painted
 from limner.diffusion.sd3.row import (
     BranchName,
     Bucket,
@@ -67,7 +66,6 @@ class Sd3Model:
     ) -> None:
         self._device = components.device
         self._layer_count = len(components.transformer.transformer_blocks)
-        self._preview_decoder = components.preview_decoder
         self._usual = Bucket(variant.width, variant.height, variant.text_length)
         self._loras = loras
         self._adapters = Adapters(
@@ -80,6 +78,10 @@ class Sd3Model:
         )
         self._text = TextEncoder(components, cache_bytes=prompt_cache_bytes, adapters=self._adapters)
         self._autoencoder = Autoencoder(components.vae, tiling=vae_tiling)
+        # The matrix and tiny autoencoders read SD3's latents alone.
+        self._preview_decoder: Decoder | None = (
+            components.preview_decoder if self._autoencoder.is_sd3s else self._autoencoder
+        )
         self._capacity = Capacity()
         self._batch = Batch(components.transformer, self._adapters, self._capacity, components.device, components.dtype)
         self._watch = Watch(self._device)
@@ -124,7 +126,7 @@ class Sd3Model:
         return [row.fault for row in ours]
 
     def preview(self, row: Row) -> Callable[[], Pixels] | None:
-        """Return what paints the row's picture without its noise, an eighth as large unless there is a decoder."""
+        """Return what paints the row's picture without its noise, an eighth as large unless a decoder does."""
         state = cast(Sd3Row, row).state
         if state is None or state.seen is None:
             return None
@@ -218,7 +220,7 @@ class Sd3Model:
 
 @torch.inference_mode()
 def _painted(
-    latents: torch.Tensor, velocity: torch.Tensor, sigma: float, given: Given | None, decoder: AutoencoderTiny | None
+    latents: torch.Tensor, velocity: torch.Tensor, sigma: float, given: Given | None, decoder: Decoder | None
 ) -> Pixels:
     clean = latents - sigma * velocity
     return painted(clean if given is None else given.under(clean, 0.0), decoder)

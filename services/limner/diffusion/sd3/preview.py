@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from diffusers import AutoencoderTiny
 
 from limner.diffusion.model import Pixels
-from limner.diffusion.sd3.latents import to_pixels
+from limner.diffusion.sd3.latents import Autoencoder, to_pixels
+
+Decoder: TypeAlias = "AutoencoderTiny | Autoencoder"
 
 # Red, green and blue of each of SD3's 16 latent channels, in [-1, 1]. From Stability AI's sd3.5
 # (SD3LatentFormat.decode_latent_to_preview in sd3_impls.py; MIT, © 2024 Stability AI).
@@ -30,9 +34,12 @@ _RGB = (
 )
 
 
-def painted(latents: torch.Tensor, decoder: AutoencoderTiny | None) -> Pixels:
-    """Return a picture of latents without noise, (16, height / 8, width / 8): of their size by a matrix, or of the
-    picture's by the decoder."""
+@torch.inference_mode()
+def painted(latents: torch.Tensor, decoder: Decoder | None) -> Pixels:
+    """Return a picture of latents without noise, (16, height / 8, width / 8): of their size by a matrix, for
+    SD3's own latents alone, or of the picture's by the decoder."""
+    if isinstance(decoder, Autoencoder):
+        return decoder.decode(latents)
     if decoder is not None:
         return to_pixels(decoder.decode(latents[None].to(decoder.device, decoder.dtype)).sample[0])
     on_host = latents.float().cpu()
