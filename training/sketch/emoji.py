@@ -279,7 +279,7 @@ def recolour(drawing: Pixels, target: tuple[float, float, float]) -> Pixels:
     new_hue = np.deg2rad(target[2]) + 0.6 * turn
     turned = np.stack([new_lightness, new_chroma * np.cos(new_hue), new_chroma * np.sin(new_hue)], axis=1)
     result = drawing.copy()
-    result[shown, :3] = _rgb(lab + weight[:, None] * (turned - lab))
+    result[shown, :3] = _rgb(np.asarray(lab + weight[:, None] * (turned - lab), np.float32))
     return result
 
 
@@ -328,7 +328,7 @@ def _oklab(rgb: Pixels) -> Floats:
 
 
 def _rgb(lab: Floats) -> Pixels:
-    linear = np.clip(((lab.astype(np.float32) @ _LAB_TO_CONES.T) ** 3) @ _CONES_TO_RGB.T, 0, 1)
+    linear = np.clip(((lab @ _LAB_TO_CONES.T) ** 3) @ _CONES_TO_RGB.T, 0, 1)
     value = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** np.float32(1 / 2.4) - 0.055)
     return np.rint(value * 255).astype(np.uint8)
 

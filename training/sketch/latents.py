@@ -25,7 +25,7 @@ def encoded(vae: AutoencoderKL, scenes: NDArray[np.uint8], *, batch: int = 32) -
     device = next(vae.parameters()).device
     parts = []
     for start in range(0, len(scenes), batch):
-        pictures = tensor(np.ascontiguousarray(scenes[start : start + batch])).to(device)
+        pictures = tensor(np.array(scenes[start : start + batch])).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             parts.append(vae.encode(pictures).latent_dist.mode().float().cpu().numpy())
     return np.concatenate(parts)

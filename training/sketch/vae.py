@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoint import Average, Budget, Checkpoint
@@ -160,14 +160,20 @@ def save_png(path: Path, picture: Pixels) -> None:
     cv2.imwrite(str(path), picture[..., ::-1])
 
 
-def hidden_weights(vae: AutoencoderKL) -> list[tuple[Tensor, Tensor]]:
-    """Return the weights of convolutions between hidden layers, each with itself as a matrix (outputs, inputs).
+def hidden_weights(network: nn.Module, ends: tuple[str, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Return what convolutions between hidden layers learn, each with itself as a matrix (outputs, inputs).
 
-    Both share their memory, which is laid out with channels last: what changes one changes the other.
+    Layers whose names begin with one of `ends` aren't hidden. The network's memory format must be channels last: then
+    both share their memory, and what changes one changes the other.
     """
-    ends = ("encoder.conv_in", "decoder.conv_out")
-    weights = [weight for name, weight in vae.named_parameters() if weight.ndim == 4 and not name.startswith(ends)]
-    return [(weight, weight.detach().permute(0, 2, 3, 1).flatten(1)) for weight in weights if weight.requires_grad]
+    weights = [weight for name, weight in network.named_parameters() if weight.ndim == 4 and not name.startswith(ends)]
+    return [(weight, weight.detach().permute(0, 2, 3, 1).flatten(1)) for weight in weights]
+
+
+def lend_gradients(hidden: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Give the matrices of `hidden_weights` the gradients of their weights."""
+    for weight, matrix in hidden:
+        matrix.grad = None if weight.grad is None else weight.grad.permute(0, 2, 3, 1).flatten(1)
 
 
 def train(
@@ -179,6 +185,7 @@ def train(
     device: torch.device,
     batch: int = 8,
     decoder_only: bool = False,
+    widths: Sequence[int] = WIDTHS,
 ) -> None:
     """Train for so many minutes, going on from `out/vae.pt` if it is there, and write the best to `out/vae`.
 
@@ -190,17 +197,17 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    vae = network().to(device, memory_format=torch.channels_last)
+    vae = network(widths).to(device, memory_format=torch.channels_last)
     average = Average(vae, 0.998)
-    for name, parameter in vae.named_parameters():
-        parameter.requires_grad_(name.startswith("decoder") or not decoder_only)
-    hidden = hidden_weights(vae)
-    others = [one for one in vae.parameters() if one.requires_grad and all(one is not weight for weight, _ in hidden)]
+    hidden = hidden_weights(vae, ("encoder.conv_in", "decoder.conv_out"))
+    others = [one for one in vae.parameters() if all(one is not weight for weight, _ in hidden)]
     muon = torch.optim.Muon([matrix for _, matrix in hidden], lr=0.02, weight_decay=0.01)
     adam = torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
     checkpoint = Checkpoint(out / "vae.pt", {"vae": vae, "average": average, "muon": muon, "adam": adam}, random)
     if checkpoint.resume():
         print(f"goes on at step {checkpoint.step}, best {checkpoint.best:.2f} dB", flush=True)
+    for name, parameter in vae.named_parameters():  # the optimisers leave alone what has no gradient
+        parameter.requires_grad_(name.startswith("decoder") or not decoder_only)
     step_loss = torch.compile(loss) if device.type == "cuda" else loss
     losses: list[float] = []
     began = checkpoint.step
@@ -220,8 +227,7 @@ def train(
             vae.zero_grad(set_to_none=True)
             value.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            for weight, matrix in hidden:
-                matrix.grad = None if weight.grad is None else weight.grad.permute(0, 2, 3, 1).flatten(1)
+            lend_gradients(hidden)
             muon.step()
             adam.step()
             average.update(vae)
@@ -252,7 +258,7 @@ def _keep_best(
     checkpoint.best = score
     random = np.random.default_rng(2)
     device = next(vae.parameters()).device
-    shift, scale = measured(vae, (pictures.batch(16, SIDE, random).to(device) for _ in range(8)))
+    shift, scale = measured(vae, (pictures.batch(8, SIDE, random).to(device) for _ in range(4)))
     vae.register_to_config(shift_factor=shift, scaling_factor=scale)
     write(vae, out / "vae")
     (out / "vae.json").write_text(json.dumps({"step": checkpoint.step, "psnr": scores, "shift": shift, "scale": scale}))
