@@ -1,7 +1,8 @@
 """LaMa: a convolutional network whose global channels are convolved as spectra, so that each sees the whole picture.
 
 Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier Convolutions, 2022; the layers are those of Chi,
-Jiang and Mu, Fast Fourier Convolution, 2020. The size is that of `big-lama`, and parameters bear its names.
+Jiang and Mu, Fast Fourier Convolution, 2020. The size is that of `big-lama`, and parameters bear its names; the layers
+are of any size, for smaller networks.
 
 The spectra are products with matrices of cosines and sines (a DFT), not FFTs: at these sizes that is as fast or faster,
 equal within rounding, and an operator that every engine has. Knows nothing of checkpoints and of files.
@@ -131,13 +132,13 @@ class Down(nn.Module):
 class Split(nn.Module):
     """The last step down, which makes the first global channels."""
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, inputs: int, local: int, wide: int) -> None:
         super().__init__()
         self.ffc = nn.ModuleDict(
-            {"convl2l": _convolution(inputs, LOCAL, 3, 2), "convl2g": _convolution(inputs, GLOBAL, 3, 2)}
+            {"convl2l": _convolution(inputs, local, 3, 2), "convl2g": _convolution(inputs, wide, 3, 2)}
         )
-        self.bn_l = nn.BatchNorm2d(LOCAL)
-        self.bn_g = nn.BatchNorm2d(GLOBAL)
+        self.bn_l = nn.BatchNorm2d(local)
+        self.bn_g = nn.BatchNorm2d(wide)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         padded = _reflected(picture, 1)
@@ -147,18 +148,18 @@ class Split(nn.Module):
 class FourierConvolution(nn.Module):
     """From local and global channels to as many: all near ways are convolutions, global to global goes by spectra."""
 
-    def __init__(self) -> None:
+    def __init__(self, local: int, wide: int) -> None:
         super().__init__()
         self.ffc = nn.ModuleDict(
             {
-                "convl2l": _convolution(LOCAL, LOCAL, 3),
-                "convl2g": _convolution(LOCAL, GLOBAL, 3),
-                "convg2l": _convolution(GLOBAL, LOCAL, 3),
-                "convg2g": SpectralTransform(GLOBAL),
+                "convl2l": _convolution(local, local, 3),
+                "convl2g": _convolution(local, wide, 3),
+                "convg2l": _convolution(wide, local, 3),
+                "convg2g": SpectralTransform(wide),
             }
         )
-        self.bn_l = nn.BatchNorm2d(LOCAL)
-        self.bn_g = nn.BatchNorm2d(GLOBAL)
+        self.bn_l = nn.BatchNorm2d(local)
+        self.bn_g = nn.BatchNorm2d(wide)
 
     def forward(self, local: Tensor, wide: Tensor, dft: Dft) -> tuple[Tensor, Tensor]:
         near_local, near_wide = _reflected(local, 1), _reflected(wide, 1)
@@ -170,10 +171,10 @@ class FourierConvolution(nn.Module):
 class Block(nn.Module):
     """What two Fourier convolutions add."""
 
-    def __init__(self) -> None:
+    def __init__(self, local: int, wide: int) -> None:
         super().__init__()
-        self.conv1 = FourierConvolution()
-        self.conv2 = FourierConvolution()
+        self.conv1 = FourierConvolution(local, wide)
+        self.conv2 = FourierConvolution(local, wide)
 
     def forward(self, local: Tensor, wide: Tensor, dft: Dft) -> tuple[Tensor, Tensor]:
         more_local, more_wide = self.conv2(*self.conv1(local, wide, dft), dft)
@@ -186,10 +187,11 @@ class Generator(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         down = [Down(4, WIDTH, kernel=7, stride=1), Down(WIDTH, 2 * WIDTH), Down(2 * WIDTH, 4 * WIDTH)]
+        blocks = [Block(LOCAL, GLOBAL) for _ in range(BLOCKS)]
         ends = [nn.ReflectionPad2d(3), _convolution(WIDTH, 3, 7, bias=True), nn.Sigmoid()]
-        up = [layer for inputs in (8, 4, 2) for layer in _up(inputs * WIDTH)]
+        up = [layer for inputs in (8, 4, 2) for layer in up_layers(inputs * WIDTH)]
         self.model = nn.ModuleList(
-            [nn.Identity(), *down, Split(4 * WIDTH), *(Block() for _ in range(BLOCKS)), nn.Identity(), *up, *ends]
+            [nn.Identity(), *down, Split(4 * WIDTH, LOCAL, GLOBAL), *blocks, nn.Identity(), *up, *ends]
         )
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -237,7 +239,8 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, bia
     return nn.Conv2d(inputs, outputs, kernel, stride, bias=bias)
 
 
-def _up(inputs: int) -> tuple[nn.Module, ...]:
+def up_layers(inputs: int) -> tuple[nn.Module, ...]:
+    """Return the layers of a step up: (n, inputs, h, w) to (n, inputs / 2, 2 h, 2 w)."""
     outputs = inputs // 2
     return nn.ConvTranspose2d(inputs, outputs, 3, 2, padding=1, output_padding=1), nn.BatchNorm2d(outputs), nn.ReLU()
 

@@ -102,8 +102,8 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ffc1 = FourierConvolution()
-        self.ffc2 = FourierConvolution()
+        self.ffc1 = FourierConvolution(LOCAL, GLOBAL)
+        self.ffc2 = FourierConvolution(LOCAL, GLOBAL)
 
     def forward(self, x: Tensor, dft: Dft) -> Tensor:
         local, wide = torch.split(x, [LOCAL, GLOBAL], dim=1)
