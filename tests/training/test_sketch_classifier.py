@@ -86,8 +86,11 @@ def test_unseen_pairs_are_those_that_were_held_out() -> None:
 def test_the_colour_of_what_stands_before_the_background(background: tuple[int, int, int]) -> None:
     picture = np.full((64, 64, 3), background, np.uint8)
     assert evaluate.shown_colour(picture) is None
-    picture[16:48, 16:48] = (200, 40, 45)
-    assert evaluate.shown_colour(picture) == "red"
+    for colour, name in (((200, 40, 45), "red"), ((40, 38, 42), "black"), ((215, 212, 210), "white")):
+        picture[16:48, 16:48] = colour
+        assert evaluate.shown_colour(picture) == name
+    picture[16:48, 16:48] = 128
+    assert evaluate.shown_colour(picture) is None
 
 
 def test_an_evaluation_counts_what_is_right_and_writes_what_it_saw(trained: Path, tmp_path: Path) -> None:

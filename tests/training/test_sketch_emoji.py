@@ -117,9 +117,10 @@ def test_captions_say_the_background() -> None:
     assert "a red apple in a photograph of grass" in captions(emoji(), None, "a photograph of grass")
 
 
-def test_plurals_have_no_article() -> None:
+def test_names_have_the_article_that_fits() -> None:
     assert captions(emoji("grapes"))[0] == "grapes"
     assert captions(emoji("octopus"))[0] == "an octopus"
+    assert captions(emoji("unicorn"))[0] == "a unicorn"
 
 
 def test_composed_mixes_by_alpha() -> None:

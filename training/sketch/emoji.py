@@ -409,7 +409,8 @@ def _article(name: str) -> str:
     last = name.split()[-1]
     if last.endswith("s") and not last.endswith(("ss", "us", "is")):
         return name
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    vowel = name[0] in "aeiou" and not name.startswith(("eu", "ew", "one", "uni", "us"))
+    return f"an {name}" if vowel else f"a {name}"
 
 
 def write(scenes: Iterator[Scene], out: Path, random: np.random.Generator) -> int:

@@ -66,6 +66,7 @@ def unseen(emoji: Sequence[Emoji], count: int = UNSEEN) -> list[Prompt]:
         for colour in COLOURS
         if one.coloured and colour != one.colour and held_out(one.noun, colour, emoji)
     ]
+    pairs = list({pair.text: pair for pair in pairs}.values())
     return [pairs[index] for index in sorted(np.random.default_rng(0).permutation(len(pairs))[:count])]
 
 
@@ -78,11 +79,20 @@ def judged(network: nn.Module, codes: Sequence[str], asked: Sequence[Prompt], dr
 
 
 def shown_colour(picture: Pixels) -> str | None:
-    """Name the dominant colour of what stands before the background of a picture (h, w, 3), which its corners have."""
+    """Name the colour of what stands before the background of a picture (h, w, 3), which its corners have.
+
+    That is its dominant colour, or "black" or "white" if it has next to no colour; None if nothing stands there, or it
+    is of several colours, or grey.
+    """
     corners = np.stack([picture[0, 0], picture[0, -1], picture[-1, 0], picture[-1, -1]]).astype(float)
     apart = np.abs(picture - np.median(corners, axis=0)).max(axis=2)
     alpha = np.where(apart > 24, 255, 0).astype(np.uint8)
-    return colour_of(np.concatenate([picture, alpha[..., None]], axis=2))
+    if (seen := colour_of(np.concatenate([picture, alpha[..., None]], axis=2))) is not None or not alpha.any():
+        return seen
+    shown = picture[alpha > 0].astype(int)
+    if np.median(np.ptp(shown, axis=1)) > 40 or 90 <= np.median(shown) <= 190:
+        return None
+    return "black" if np.median(shown) < 90 else "white"
 
 
 def pipeline_draw(folder: Path, device: torch.device, seed: int = 0) -> Draw:
