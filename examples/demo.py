@@ -68,7 +68,7 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     for step in done.results:
         done.picture(step).save(OUT / f"{step}.png")
-    contact_sheet(Image.open(PHOTOGRAPH).convert("RGB"), done).save(OUT / "sheet.png")
+    contact_sheet(done).save(OUT / "sheet.png")
     console.print(timings(done))
     console.print(f"wrote sheet.png and each step's picture to {OUT.relative_to(ROOT)}/", soft_wrap=True)
     return 0
@@ -130,8 +130,9 @@ class Panel:
         return sum(picture.width / picture.height for picture in self.pictures)
 
 
-def contact_sheet(source: Image.Image, done: Done) -> Image.Image:
+def contact_sheet(done: Done) -> Image.Image:
     """Lay out the photograph and what became of it."""
+    photo = done.picture("photo")
     becoming = done.previews_of("butterfly")
     shown = [becoming[len(becoming) * part // 4] for part in range(4)] if becoming else []
     boxes = [(box.x_px, box.y_px, box.width_px, box.height_px) for box in step_of("object").segment.options.boxes]
@@ -139,8 +140,8 @@ def contact_sheet(source: Image.Image, done: Done) -> Image.Image:
     return sheet(
         [
             [
-                Panel([with_boxes(source, boxes)], "1  A photograph and a box"),
-                Panel([dimmed(source, done.picture("object"))], "2  What it holds is found", done.note("object")),
+                Panel([with_boxes(photo, boxes)], "1  A photograph and a box"),
+                Panel([dimmed(photo, done.picture("object"))], "2  What it holds is found", done.note("object")),
                 Panel([done.picture("erased")], "3  … and erased", done.note("erased")),
             ],
             [Panel([*shown, done.picture("butterfly")], f"4  “{prompt}” becomes a picture", done.note("butterfly"))],
@@ -181,7 +182,7 @@ def with_boxes(picture: Image.Image, boxes: Sequence[tuple[int, int, int, int]])
     """Draw boxes, each given by its left and upper edges, its width and its height."""
     drawn = picture.copy()
     for x, y, width, height in boxes:
-        for line, colour in ((12, "black"), (6, "white")):
+        for line, colour in ((5, "black"), (3, "white")):
             ImageDraw.Draw(drawn).rectangle((x, y, x + width, y + height), outline=colour, width=line)
     return drawn
 
