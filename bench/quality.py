@@ -76,17 +76,19 @@ def fills() -> dict[str, Fill]:
     for name, source in MODELS.items():
         if not store.missing(source.CARD):
             placement = place(source.CARD, machine, differences=store.differences(source.CARD))
-            compared[name] = _served(source.load(placement, store), source.window(Options()))
-    served = MODELS["patchmatch"].window(Options())
+            compared[name] = served(source.load(placement, store), source.window(Options()))
+    window = MODELS["patchmatch"].window(Options())
     compared |= {
-        f"patchmatch {2 * radius + 1}×{2 * radius + 1}": _served(PatchMatch(radius), served) for radius in RADII
+        f"patchmatch {2 * radius + 1}×{2 * radius + 1}": served(PatchMatch(radius), window) for radius in RADII
     }
     compared["xphoto shift map"] = _near(_shift_map)
     compared["biharmonic"] = _near(_biharmonic)
     return compared
 
 
-def _served(model: Filler, window: Window) -> Fill:
+def served(model: Filler, window: Window) -> Fill:
+    """Return a model's fill as the server gives it with `auto`."""
+
     def fill(picture: Pixels, hole: Hole) -> Pixels:
         mask = np.where(hole, np.uint8(255), np.uint8(0))
         job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: None)
