@@ -111,7 +111,7 @@ def test_latents_are_normalised_and_the_autoencoder_says_how(trained: Path, tmp_
     assert cached.dtype == np.float16
     assert float(cached.mean()) == pytest.approx(0, abs=0.01)
     assert float(cached.std()) == pytest.approx(1, abs=0.01)
-    network = AutoencoderKL.from_pretrained(trained / "vae", torch_dtype=torch.float32)
+    network = AutoencoderKL.from_pretrained(trained / "vae", dtype=torch.float32)
     with torch.no_grad():
         own = torch.from_numpy(cached).float() / network.config.scaling_factor + network.config.shift_factor
         again = vae.pixels(network.decode(own).sample)

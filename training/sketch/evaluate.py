@@ -97,7 +97,9 @@ def shown_colour(picture: Pixels) -> str | None:
 
 def pipeline_draw(folder: Path, device: torch.device, seed: int = 0) -> Draw:
     """Return what draws with a diffusers folder, in float32, with the steps and the guidance that it is served with."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
+    ).to(device)
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(texts: Sequence[str]) -> Pixels:

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     named = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
     folder = given.out / "sketch"
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     vae.to(named, memory_format=torch.channels_last)
     latents = encoded(vae, np.load(folder / "scenes.npy", mmap_mode="r"))
     shift, scale = float(latents.mean()), float(1 / latents.std())
