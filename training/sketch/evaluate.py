@@ -20,10 +20,11 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import nn
 
+from limner.diffusion.models.limner_sketch import VARIANT
 from training.manifest import WEIGHTS
 from training.sketch.classifier import load, ranked
 from training.sketch.emoji import COLOURS, SIDE, Emoji, Pixels, Scenes, captions, colour_of, held_out, read
-from training.sketch.sample import GUIDANCE, STEPS, grid, save
+from training.sketch.sample import grid, save
 from training.sources import OUT
 
 PROMPTS = 200
@@ -96,19 +97,28 @@ def shown_colour(picture: Pixels) -> str | None:
 
 
 def pipeline_draw(folder: Path, device: torch.device, seed: int = 0) -> Draw:
-    """Return what draws with a diffusers folder, in float32, with the steps and the guidance that it is served with."""
+    """Return what draws with a diffusers folder, with the steps, guidance and text length that it is served with."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     ).to(device)
     pipeline.set_progress_bar_config(disable=True)
+
+    settings = {
+        "height": VARIANT.height,
+        "width": VARIANT.width,
+        "num_inference_steps": VARIANT.step_count,
+        "guidance_scale": VARIANT.guidance_scale,
+        "max_sequence_length": VARIANT.text_length,
+    }
 
     def draw(texts: Sequence[str]) -> Pixels:
         parts = []
         for start in range(0, len(texts), BATCH):
             some = list(texts[start : start + BATCH])
             chances = [torch.Generator().manual_seed(seed + start + index) for index in range(len(some))]
-            given = {"height": SIDE, "width": SIDE, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
-            parts.append(pipeline(some, **given, generator=chances, max_sequence_length=77, output_type="np").images)
+            with torch.autocast(device.type, torch.bfloat16):
+                drawn = pipeline(some, **settings, generator=chances, output_type="np").images
+            parts.append(drawn.astype(np.float32))
         return np.asarray(np.rint(np.concatenate(parts) * 255), np.uint8)
 
     return draw
