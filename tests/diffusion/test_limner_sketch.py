@@ -26,6 +26,7 @@ from limner.engine.shipped import folder_of
 from limner.engine.store import Store
 from limner.models.pipelines import Pipelines
 from tests.diffusion.sd3 import finish, latents, photograph, start
+from training.sketch.sample import GUIDANCE, SHIFT, STEPS
 
 NAME = "limner-sketch"
 KNOWN = MODELS[NAME]
@@ -82,6 +83,12 @@ def test_facts_are_those_of_the_files(tmp_path):
     assert KNOWN.VARIANT.width == place.config("transformer")["sample_size"] * 8
     assert KNOWN.VARIANT.max_side <= place.config("transformer")["pos_embed_max_size"] * KNOWN.VARIANT.size_multiple
     assert KNOWN.VARIANT.layer_count == place.config("transformer")["num_layers"]
+
+
+def test_its_defaults_are_those_that_it_was_looked_at_with():
+    facts = KNOWN.VARIANT
+    assert (facts.step_count, facts.guidance_scale, facts.shift) == (STEPS, GUIDANCE, SHIFT)
+    assert facts.sampler == "euler"
 
 
 def test_a_copy_of_it_elsewhere_has_the_same_facts_by_its_architecture(tmp_path):

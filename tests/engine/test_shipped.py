@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -69,6 +70,12 @@ def test_what_ships_is_whole_and_small_enough(name, tmp_path):
     assert sum(file.size_bytes for file in files) == sum((folder_of(name) / path).stat().st_size for path in there)
     assert sum(file.size_bytes for file in files) <= MODELS[name]
     assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_ships_names_no_place_of_the_machine_that_it_was_made_on(name):
+    for path in folder_of(name).rglob("*config.json"):
+        assert not json.loads(path.read_text()).get("_name_or_path"), path
 
 
 @pytest.mark.parametrize("name", MODELS)
