@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from limner.core.errors import BadMask, Cancelled
 from limner.core.geometry import Box, Size
 from limner.core.mask import holes
-from limner.core.picture import Picture
+from limner.core.picture import Picture, Pixels
 from limner.inpaint.filler import Filler, Options, Part, Window
 from limner.inpaint.models import MODELS
 from limner.inpaint.strategy import Plan, Region, Strategy, _blend, inpaint, plan
@@ -372,11 +372,31 @@ def test_of_a_reduced_fill_only_what_the_mask_covers_is_enlarged() -> None:
     """A small hole in a large picture needs no second picture's memory."""
     pixels, mask = np.zeros((4000, 6000, 3), np.uint8), mask_of((4000, 6000), Box(1000, 1000, 50, 50))
     small = np.full((400, 600, 3), 7, np.uint8)
-    _blend(pixels, small, mask, lambda: None)  # what is imported once
+    _blend(pixels, small, mask, Window(64, 32), lambda: None)  # what is imported once
     tracemalloc.start()
     try:
-        _blend(pixels, small, mask, lambda: None)
+        _blend(pixels, small, mask, Window(64, 32), lambda: None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 0.8 * pixels.nbytes
+
+
+def test_a_window_may_go_without_detail_from_elsewhere() -> None:
+    random = np.random.default_rng(0)
+    picture = Picture(random.integers(0, 256, (300, 300, 3)).astype(np.uint8))
+    mask = np.zeros((300, 300), np.uint8)
+    mask[100:200, 100:200] = 255
+
+    class Grey:
+        def fill(self, parts: Sequence[Part], progress: Callable[[float], None]) -> list[Pixels]:
+            return [np.full_like(part.pixels, 128) for part in parts]
+
+    spread = {}
+    for detail in (True, False):
+        window = Window(32, 32, context=3.0, least=96, step=32, detail=detail)
+        job = Job(seed=0, previews=False, deadline=None, publish=lambda field, message: None)
+        filled = inpaint(picture, mask, plan(mask, Strategy.AUTO, window), Grey(), window, Options(), job)
+        spread[detail] = float(filled.pixels[120:180, 120:180].std())
+    assert spread[True] > 10
+    assert spread[False] == 0

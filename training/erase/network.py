@@ -10,6 +10,8 @@ whole picture first. Measured: +0.4 dB after 2,400 pictures instead of +0.1 afte
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,6 +29,7 @@ _FALL = 3  # weights fall about so with distance: distance ** -3
 _NEAR = 2  # pixels: how far what a level adds is carried into the hole
 _FADING = 0.02  # the larger, the sooner that fades
 _LEAST_CONTRAST = 0.02
+_MIRRORINGS = ((2,), (3,), (2, 3))  # a fill is the mean of four, which is 0.07 dB better
 
 
 def _near_weights() -> Tensor:
@@ -53,7 +56,11 @@ class ErasingLama(nn.Module):
         self.corrector = Corrector(width, wide, blocks)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        filled = self.corrected(smooth_fill(image, mask), mask).clamp(0, 1)
+        smooth = smooth_fill(image, mask)
+        filled = self.corrected(smooth, mask)
+        for axes in _MIRRORINGS:
+            filled = filled + _mirrored(self.corrected(_mirrored(smooth, axes), _mirrored(mask, axes)), axes)
+        filled = (filled / (1 + len(_MIRRORINGS))).clamp(0, 1)
         return image * (1 - mask) + filled * mask
 
     def corrected(self, smooth: Tensor, mask: Tensor) -> Tensor:
@@ -162,6 +169,15 @@ def _each(picture: Tensor, weights: Tensor) -> Tensor:
     """
     channels, _, side, _ = weights.shape
     return functional.conv2d(picture, weights.to(picture.device), padding=side // 2, groups=channels)
+
+
+def _mirrored(picture: Tensor, axes: Iterable[int]) -> Tensor:
+    """Return `picture.flip(axes)`, by looking rows and columns up: OpenVINO can't tell the shape of the slices of
+    which `flip` consists in a file."""
+    for axis in axes:
+        index = torch.arange(picture.shape[axis], device=picture.device)
+        picture = picture.index_select(axis, index[-1:] - index)
+    return picture
 
 
 def _light(smooth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ class Window:
     least: int = 1  # neighbourhoods are at least this large, where the picture is
     step: int = 1  # neighbourhoods' sides are multiples of this, where the picture is that large: many are of one shape
     most_at_once: int = 1  # parts of one shape in one run
+    detail: bool = True  # whether fills made at a reduced size get detail from elsewhere in the picture
     square: bool = False  # whether the model completes each part to a square, and so sees more than the part
 
     @property

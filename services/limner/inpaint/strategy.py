@@ -263,7 +263,7 @@ def steps(picture: Picture, mask: Mask, plan: Plan, window: Window, options: Opt
             report(told)
     with job.stage("blend", len(fills)) as report:
         for done, (index, region) in enumerate(enumerate(plan.regions), start=1):
-            _blend(pixels[region.box.slices()], fills[index], mask[region.box.slices()], job.check)
+            _blend(pixels[region.box.slices()], fills[index], mask[region.box.slices()], window, job.check)
             report(done)
     return picture.with_pixels(pixels)
 
@@ -285,10 +285,13 @@ def _seen(picture: Picture, mask: Mask, region: Region) -> tuple[Pixels, NDArray
     return np.ascontiguousarray(small[:, :, :-1]), weight < min(picture.maximum // 2, int(weight.max()))
 
 
-def _blend(pixels: Pixels, filled: Pixels, mask: Mask, check: Callable[[], None]) -> None:
+def _blend(pixels: Pixels, filled: Pixels, mask: Mask, window: Window, check: Callable[[], None]) -> None:
     """Blend a region's fill, which may be smaller, into its pixels, (height, width, channels), a view of the result."""
     covered = bounds(mask)
     if covered is not None:
         inside = covered.slices()
-        shown = enlarged_with_detail(filled, pixels[:, :, : filled.shape[2]], mask > 0, covered, check)
+        if window.detail:
+            shown = enlarged_with_detail(filled, pixels[:, :, : filled.shape[2]], mask > 0, covered, check)
+        else:
+            shown = resize(filled, Size(mask.shape[1], mask.shape[0]), method="cubic", part=covered)
         pixels[inside] = blend(Picture(pixels[inside]), shown, mask[inside]).pixels
