@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     (asked.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     cv2.imwrite(str(asked.out / "grid.png"), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
     print(rows_table(results))
-    psnr, ssim = lead(scores)
-    print(f"{NAME} against the best of the others, over all holes: {psnr:+.2f} dB, SSIM {ssim:+.3f}")
+    if NAME in compared and len(compared) > 1:
+        psnr, ssim = lead(scores)
+        print(f"{NAME} against the best of the others, over all holes: {psnr:+.2f} dB, SSIM {ssim:+.3f}")
 
 
 def fill_of(name: str, network: Path) -> Fill:

@@ -10,8 +10,6 @@ whole picture first. Measured: +0.4 dB after 2,400 pictures instead of +0.1 afte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,7 +27,6 @@ _FALL = 3  # weights fall about so with distance: distance ** -3
 _NEAR = 2  # pixels: how far what a level adds is carried into the hole
 _FADING = 0.02  # the larger, the sooner that fades
 _LEAST_CONTRAST = 0.02
-_MIRRORINGS = ((2,), (3,), (2, 3))  # a fill is the mean of four, which is 0.07 dB better
 
 
 def _near_weights() -> Tensor:
@@ -48,7 +45,8 @@ class ErasingLama(nn.Module):
     """`image` (n, 3, h, w) in [0, 1] and `mask` (n, 1, h, w) of 0 and 1, 1 in the hole, to `filled` like `image`.
 
     Sides are multiples of 8, from 16 to 4096. What `image` is in the hole doesn't matter, and outside it stays. With
-    nothing known, or nothing to fill, the result is finite.
+    nothing known, or nothing to fill, the result is finite. A fill is the mean of the picture's and of its mirror
+    image's, which is 0.05 dB better.
     """
 
     def __init__(self, width: int = WIDTH, wide: int = WIDE, blocks: int = BLOCKS) -> None:
@@ -57,10 +55,8 @@ class ErasingLama(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         smooth = smooth_fill(image, mask)
-        filled = self.corrected(smooth, mask)
-        for axes in _MIRRORINGS:
-            filled = filled + _mirrored(self.corrected(_mirrored(smooth, axes), _mirrored(mask, axes)), axes)
-        filled = (filled / (1 + len(_MIRRORINGS))).clamp(0, 1)
+        mirrored = self.corrected(_mirrored(smooth), _mirrored(mask))
+        filled = (0.5 * (self.corrected(smooth, mask) + _mirrored(mirrored))).clamp(0, 1)
         return image * (1 - mask) + filled * mask
 
     def corrected(self, smooth: Tensor, mask: Tensor) -> Tensor:
@@ -171,13 +167,10 @@ def _each(picture: Tensor, weights: Tensor) -> Tensor:
     return functional.conv2d(picture, weights.to(picture.device), padding=side // 2, groups=channels)
 
 
-def _mirrored(picture: Tensor, axes: Iterable[int]) -> Tensor:
-    """Return `picture.flip(axes)`, by looking rows and columns up: OpenVINO can't tell the shape of the slices of
-    which `flip` consists in a file."""
-    for axis in axes:
-        index = torch.arange(picture.shape[axis], device=picture.device)
-        picture = picture.index_select(axis, index[-1:] - index)
-    return picture
+def _mirrored(picture: Tensor) -> Tensor:
+    """Return `picture.flip(3)`, by looking columns up: OpenVINO can't tell the shape of the slice that `flip` is."""
+    index = torch.arange(picture.shape[3], device=picture.device)
+    return picture.index_select(3, index[-1:] - index)
 
 
 def _light(smooth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
