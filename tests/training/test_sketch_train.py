@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.training import sketches
-from training.sketch import network, train
+from training.sketch import network, text, train
 
 CPU = torch.device("cpu")
 
@@ -100,3 +100,15 @@ def test_every_parameter_is_stepped_by_one_optimiser(data, tmp_path) -> None:
     stepped = [id(p) for stepper in steppers.values() for group in stepper.param_groups for p in group["params"]]
     assert sorted(stepped) == sorted(id(p) for p in sketch.parameters())
     assert len(steppers["muon"].param_groups[0]["params"]) == 12 + 9  # the last block leaves the text
+
+
+def test_captions_begin_as_a_large_part_of_what_modulates_the_blocks(data, tmp_path) -> None:
+    sizes, tokenizer = network.prepare(tmp_path / "run", data.captions, sketches.SIZES)
+    torch.manual_seed(0)
+    sketch = network.Sketch(sizes, tokenizer)
+
+    with torch.no_grad():
+        _, pooled = sketch.read(text.tokens(tokenizer, ["a red apple", "a blue car", "a green tree", "a cat"]))
+        embedded = sketch.transformer.time_text_embed.text_embedder(pooled)
+
+    assert embedded.std(dim=0).mean() > 0.4 * embedded.std()

@@ -55,7 +55,8 @@ def tokenizer_of(captions: Iterable[str], size: int = VOCABULARY) -> PreTrainedT
 
 
 def encoder(tokenizer: PreTrainedTokenizerFast, width: int = WIDTH) -> CLIPTextModelWithProjection:
-    """Build a text encoder with random weights."""
+    """Build a text encoder with random weights. What is the same in all captions, the marks, begins at zero, and words
+    begin large: otherwise captions differ by little from each other, and are hardly learned from for a long time."""
     network = CLIPTextModelWithProjection(
         CLIPTextConfig(
             hidden_size=width,
@@ -72,9 +73,10 @@ def encoder(tokenizer: PreTrainedTokenizerFast, width: int = WIDTH) -> CLIPTextM
         )
     )
     embeddings = network.text_model.embeddings
-    torch.nn.init.normal_(embeddings.token_embedding.weight, std=0.3)
+    torch.nn.init.normal_(embeddings.token_embedding.weight, std=1.0)
     torch.nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
     with torch.no_grad():
+        embeddings.token_embedding.weight[tokenizer.all_special_ids] = 0
         embeddings.position_embedding.weight[POSITIONS:] = 0
     return network
 

@@ -44,6 +44,13 @@ def network(width: int, layers: int, text_width: int) -> SD3Transformer2DModel:
         for norm in (block.norm1, block.norm1_context):
             torch.nn.init.zeros_(norm.linear.weight)
             torch.nn.init.zeros_(norm.linear.bias)
+    for layer in (
+        transformer.time_text_embed.text_embedder.linear_1,
+        transformer.time_text_embed.text_embedder.linear_2,
+    ):
+        # Captions must not begin as a small part of what modulates the blocks (He et al., 2015).
+        torch.nn.init.normal_(layer.weight, std=(2 / layer.in_features) ** 0.5)
+        torch.nn.init.zeros_(layer.bias)
     for last in (transformer.norm_out.linear, transformer.proj_out):
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.zeros_(last.bias)
