@@ -61,6 +61,14 @@ SOURCES = (
         "wallpapers of Ubuntu Kylin",
     ),
     Source(
+        "lomiri-wallpapers-16.04",
+        "20.04.0-2",
+        "debian",
+        "lomiri-wallpapers-16.04_20.04.0-2_all.deb",
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+        "wallpapers of Lomiri of 2018, photographs by its users",
+    ),
+    Source(
         "lomiri-wallpapers-20.04",
         "20.04.0-2",
         "debian",
