@@ -42,6 +42,7 @@ def export(
 ) -> int:
     """Write the folder anew and return its size in bytes. The network is turned to float16."""
     parts = pipeline(network, tokenizer, AutoencoderKL.from_pretrained(vae), shift)
+    parts.vae.register_to_config(_name_or_path="")  # else the configuration names this machine's folder
     beside = folder.with_name(folder.name + ".new")
     shutil.rmtree(beside, ignore_errors=True)
     parts.to(dtype=torch.float16).save_pretrained(beside, safe_serialization=True)
