@@ -67,20 +67,16 @@ def catalog(store: Store, default: str = "lama", engines: frozenset[str] | None 
     )
 
 
-def test_it_is_the_default_of_a_new_machine_and_has_its_digest(store: Store) -> None:
+def test_it_is_installed_on_a_new_machine_and_has_its_digest(store: Store) -> None:
     models = catalog(store)
-    assert models.default("inpaint") == "limner-erase"
     assert models.state("limner-erase") is State.INSTALLED
     assert models.digest("limner-erase") == limner_erase.CARD.files[0].digest.removeprefix("sha256:")
     assert len(models.digest("limner-erase")) == 64
-    assert "limner-erase is the default as long as lama is not installed" in models.placement("limner-erase").reason
     assert not store.root.exists()
 
 
-def test_without_any_engine_patchmatch_stands_in(store: Store) -> None:
-    models = catalog(store, engines=frozenset())
-    assert models.state("limner-erase") is State.NOT_INSTALLED
-    assert models.default("inpaint") == "patchmatch"
+def test_it_needs_an_engine(store: Store) -> None:
+    assert catalog(store, engines=frozenset()).state("limner-erase") is State.NOT_INSTALLED
 
 
 def test_it_is_loaded_in_little_time_and_memory(store: Store) -> None:

@@ -96,9 +96,9 @@ async def test_a_hole_is_filled_and_the_rest_stays(channel: grpc.aio.Channel, mo
     assert "inpaint" in [timing.stage for timing in finished.timings]
 
 
-async def test_without_lama_the_default_is_what_ships_and_the_reason_tells_why(channel: grpc.aio.Channel) -> None:
+async def test_without_lama_the_default_is_patchmatch_and_the_reason_tells_why(channel: grpc.aio.Channel) -> None:
     events = await ask(channel, request())
-    assert events["finished"][0].model == "limner-erase"
+    assert events["finished"][0].model == "patchmatch"
     placement = events["started"][0].placement
     assert placement.device == "cpu"
     assert "as long as lama is not installed (limner models pull lama)" in placement.reason
@@ -214,4 +214,4 @@ async def test_the_models_are_listed_with_licence_and_source(channel: grpc.aio.C
     assert [model.name for model in listed.models] == sorted(MODELS)
     assert {"fsr", "lama", "patchmatch"} <= set(MODELS)
     assert all(model.licence and model.source and model.task == "inpaint" for model in listed.models)
-    assert [model.name for model in listed.models if model.default] == ["limner-erase"]
+    assert [model.name for model in listed.models if model.default] == ["patchmatch"]

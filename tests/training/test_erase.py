@@ -163,6 +163,17 @@ def test_a_run_saves_resumes_and_keeps_the_best(
     assert score(network.eval(), held_out) == pytest.approx(best["psnr"], abs=1e-4)
 
 
+def test_what_was_best_is_scored_again_since_what_is_held_out_may_change(
+    photograph: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "ErasingLama", small)
+    pictures, easy = Pictures([photograph]), batch_of(np.full_like(photograph, 128))
+    training.train(pictures, easy, tmp_path, 0.01, torch.device("cpu"), side=32, batch=2)
+    unreachable = torch.load(tmp_path / "best.pt", weights_only=True)["psnr"]
+    training.train(pictures, batch_of(photograph), tmp_path, 0.03, torch.device("cpu"), side=32, batch=2)
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["psnr"] < unreachable
+
+
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 

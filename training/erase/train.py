@@ -90,6 +90,8 @@ def train(
     print(
         f"{'resumed at' if resumed else 'begins at'} step {first}, {count(network) / 1e6:.2f} M parameters", flush=True
     )
+    if resumed:
+        checkpoint.best = score_of_best(out, held_out, device)
     base = psnr(smooth_fill(*held_out), held_out).mean().item()
     losses: list[float] = []
     told = time.monotonic()
@@ -172,6 +174,15 @@ def keep_best(average: Average, held_out: Batch, checkpoint: Checkpoint, out: Pa
     if now > checkpoint.best:
         checkpoint.best = now
         write(out / "best.pt", {"network": average.network.state_dict(), "psnr": now, "step": checkpoint.step})
+
+
+def score_of_best(out: Path, held_out: Batch, device: torch.device) -> float:
+    """Score the best weights again: the held-out pictures may be others than those that they were the best at."""
+    if not (out / "best.pt").exists():
+        return float("-inf")
+    network = ErasingLama()
+    network.load_state_dict(torch.load(out / "best.pt", map_location="cpu", weights_only=True)["network"])
+    return score(network.to(device).eval(), held_out)
 
 
 def schedule(step: int, spent: float) -> float:

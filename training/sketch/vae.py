@@ -206,6 +206,8 @@ def train(
     checkpoint = Checkpoint(out / "vae.pt", {"vae": vae, "average": average, "muon": muon, "adam": adam}, random)
     if checkpoint.resume():
         print(f"goes on at step {checkpoint.step}, best {checkpoint.best:.2f} dB", flush=True)
+    if decoder_only:
+        vae.load_state_dict(average.network.state_dict())  # whose encoder made the latents
     for name, parameter in vae.named_parameters():  # the optimisers leave alone what has no gradient
         parameter.requires_grad_(name.startswith("decoder") or not decoder_only)
     step_loss = torch.compile(loss) if device.type == "cuda" else loss
@@ -237,16 +239,23 @@ def train(
                 print(f"step {checkpoint.step} loss {np.mean(losses):.4f} {budget.spent():.0%}", flush=True)
                 losses.clear()
             if budget.due("score", 150):
-                _keep_best(average.network, checkpoint, judged, pictures, out)
+                _keep_best(average.network, checkpoint, judged, pictures, out, decoder_only=decoder_only)
                 checkpoint.save(budget.seconds())
-        _keep_best(average.network, checkpoint, judged, pictures, out)
+        _keep_best(average.network, checkpoint, judged, pictures, out, decoder_only=decoder_only)
         checkpoint.save(budget.seconds())
 
 
 def _keep_best(
-    vae: AutoencoderKL, checkpoint: Checkpoint, judged: tuple[Pixels, Pixels], pictures: Pictures, out: Path
+    vae: AutoencoderKL,
+    checkpoint: Checkpoint,
+    judged: tuple[Pixels, Pixels],
+    pictures: Pictures,
+    out: Path,
+    *,
+    decoder_only: bool,
 ) -> None:
-    """Judge the averaged weights, and write them if none were better."""
+    """Judge the averaged weights, and write them if none were better. With the decoder alone, the latents keep the
+    shift and the scale that they were cached with."""
     emoji, photos = (reconstructed(vae, shown) for shown in judged)
     scores = {"emoji": psnr(emoji, judged[0]), "photographs": psnr(photos, judged[1])}
     score = (scores["emoji"] + scores["photographs"]) / 2
@@ -256,9 +265,13 @@ def _keep_best(
     if score <= checkpoint.best:
         return
     checkpoint.best = score
-    random = np.random.default_rng(2)
-    device = next(vae.parameters()).device
-    shift, scale = measured(vae, (pictures.batch(8, SIDE, random).to(device) for _ in range(4)))
+    if decoder_only:
+        config = json.loads((out / "vae" / "config.json").read_text())
+        shift, scale = config["shift_factor"], config["scaling_factor"]
+    else:
+        random = np.random.default_rng(2)
+        device = next(vae.parameters()).device
+        shift, scale = measured(vae, (pictures.batch(8, SIDE, random).to(device) for _ in range(4)))
     vae.register_to_config(shift_factor=shift, scaling_factor=scale)
     write(vae, out / "vae")
     (out / "vae.json").write_text(json.dumps({"step": checkpoint.step, "psnr": scores, "shift": shift, "scale": scale}))

@@ -12,7 +12,7 @@ class InpaintConfig(ServerConfig):
     """[inpaint] of the configuration, and LIMNER_INPAINT_*."""
 
     port: int = 7401
-    default_model: str = "lama"  # while it isn't installed: limner-erase, which ships
+    default_model: str = "lama"  # while it isn't installed: patchmatch, which needs no weights
     max_batch: int = 0  # parts that a model fills at once, of one call or several; 0: the model's own number; 1: one
 
     def __post_init__(self) -> None:

@@ -1,5 +1,5 @@
 """The models of this server by the names that requests use. As long as the configured default isn't installed, a
-request without a name gets the first of them that is: the network that ships, or without any engine patchmatch."""
+request without a name gets the first of them that is."""
 
 from limner.inpaint.filler import FillerSource
 from limner.inpaint.models import (
@@ -16,8 +16,8 @@ from limner.inpaint.models import (
 )
 
 MODELS: dict[str, FillerSource] = {
-    "limner-erase": limner_erase,
     "patchmatch": patchmatch,
+    "limner-erase": limner_erase,
     "fsr": fsr,
     "telea": telea,
     "navier-stokes": navier_stokes,
