@@ -71,7 +71,6 @@ bench-quality: install ## Compare fills on photographs with known holes; write o
 train-erase: install ## Train limner-erase for MINUTES=60, export it and compare it with the other fills
 	$(BIN)/python -m training.erase.train --minutes $(MINUTES)
 	$(BIN)/python -m training.erase.export
-	$(BIN)/python -m training.manifest
 	$(BIN)/python -m training.erase.evaluate
 
 train-sketch: install $(LATENTS) ## Train limner-sketch for MINUTES=60, export it and see what it draws

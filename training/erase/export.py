@@ -17,9 +17,10 @@ from limner.core.placement import Placement
 from limner.engine.session import open_session
 from limner.export.onnx_file import write_onnx
 from training.erase.network import ErasingLama
+from training.manifest import WEIGHTS, write_manifest
 from training.sources import OUT
 
-TO = Path(__file__).parents[2] / "services/limner/weights/limner-erase/network.onnx"
+TO = WEIGHTS / "limner-erase/network.onnx"
 MOST_BYTES = 12_000_000
 _PICTURE = {0: "batch", 2: "height", 3: "width"}
 _LARGE = 256  # values: smaller constants stay as they are
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"at most {apart:.5f} from the network")
     if apart > _CLOSE:
         raise SystemExit("the file doesn't do what the network does")
+    if asked.to.resolve().is_relative_to(WEIGHTS.resolve()):
+        write_manifest()
 
 
 def export(network: ErasingLama, path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoint import Average, Budget, Checkpoint, Stateful, write
+from training.device import CHOICES, device_of
 from training.erase.holes import draw_holes
 from training.erase.network import ErasingLama, smooth_fill
 from training.erase.pictures import Pictures
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=90, help="of this run; the rate falls until then")
     parser.add_argument("--out", type=Path, default=OUT / "erase", help="where checkpoints go (default: %(default)s)")
     parser.add_argument("--sources", type=Path, default=OUT, help="where the packages are (default: %(default)s)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", choices=CHOICES, default="auto")
     parser.add_argument(
         "--side",
         type=int,
@@ -58,9 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rate", type=float, default=RATE)
     asked = parser.parse_args(arguments)
-    device = torch.device(
-        "cuda" if asked.device == "auto" and torch.cuda.is_available() else asked.device.replace("auto", "cpu")
-    )
+    device = device_of(asked.device)
     pictures = Pictures(load(asked.sources, "train"))
     held_out = draw(Pictures(load(asked.sources, "heldout")), HELD_OUT, asked.side, np.random.default_rng(1))
     train(pictures, held_out, asked.out, asked.minutes, device, side=asked.side, batch=asked.batch, rate=asked.rate)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoint import Average, Budget, Checkpoint, Stateful, write
+from training.device import CHOICES, device_of
 from training.sketch.emoji import Pixels, Scenes, backdrops, read
 from training.sketch.vae import hidden_weights, lend_gradients, tensor
 from training.sources import OUT
@@ -183,9 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.sketch.classifier", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of training.sources (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=6)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=CHOICES, default="auto")
     given = parser.parse_args(arguments)
-    named = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+    device = device_of(given.device)
     folder = given.out / "sketch"
     scenes = Scenes(read(given.out), backdrops(given.out, "heldout"))
     codes = [emoji.code for emoji in scenes.emoji]
@@ -203,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
         (tests, np.arange(len(codes))),
         folder,
         minutes=given.minutes,
-        device=torch.device(named),
+        device=device,
     )
 
 

@@ -21,6 +21,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import nn
 
 from limner.diffusion.models.limner_sketch import VARIANT
+from training.device import CHOICES, device_of
 from training.manifest import WEIGHTS
 from training.sketch.classifier import load, ranked
 from training.sketch.emoji import COLOURS, SIDE, Emoji, Pixels, Scenes, captions, colour_of, held_out, read
@@ -191,11 +192,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--folder", type=Path, default=WEIGHTS / "limner-sketch", help="the model (default: %(default)s)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=CHOICES, default="auto")
     given = parser.parse_args(arguments)
-    named = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+    device = device_of(given.device)
     network, codes = load(given.out / "sketch/classifier.pt")
-    draw = pipeline_draw(given.folder, torch.device(named))
+    draw = pipeline_draw(given.folder, device)
     figures = evaluate(read(given.out), network, codes, draw, given.out / "sketch")
     print("  ".join(f"{name} {value:.1%}" for name, value in figures.items()), flush=True)
 

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
+from training.device import CHOICES, device_of
 from training.sketch.vae import tensor
 from training.sources import OUT
 
@@ -34,12 +35,12 @@ def encoded(vae: AutoencoderKL, scenes: NDArray[np.uint8], *, batch: int = 32) -
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.sketch.latents", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of training.sources (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=CHOICES, default="auto")
     given = parser.parse_args(arguments)
-    named = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+    device = device_of(given.device)
     folder = given.out / "sketch"
     vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
-    vae.to(named, memory_format=torch.channels_last)
+    vae.to(device, memory_format=torch.channels_last)
     latents = encoded(vae, np.load(folder / "scenes.npy", mmap_mode="r"))
     shift, scale = float(latents.mean()), float(1 / latents.std())
     vae.register_to_config(shift_factor=shift, scaling_factor=scale)

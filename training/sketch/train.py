@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from training.checkpoint import Average, Budget, Checkpoint, write
+from training.device import CHOICES, device_of
 from training.sketch import sample, text, transformer
 from training.sketch.network import Sizes, Sketch, best_file, prepare
 from training.sources import OUT
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", type=Path, default=OUT / "sketch", help="folder of the latents (default: %(default)s)"
     )
     parser.add_argument("--vae", type=Path, default=None, help="the autoencoder that draws grids (default: DATA/vae)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=CHOICES, default="auto")
     parser.add_argument("--width", type=int, default=Sizes.width, help="of a run that begins (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=Sizes.layers, help="likewise (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="pictures a step (default: %(default)s)")
@@ -235,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device)
+    device = device_of(given.device)
     vae = given.vae or given.data / "vae"
     train(
         Latents(given.data),

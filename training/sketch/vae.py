@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.checkpoint import Average, Budget, Checkpoint
+from training.device import CHOICES, device_of
 from training.sketch.emoji import SIDE, Backdrop, Emoji, Pixels, Scenes, backdrops, read
 from training.sources import OUT
 
@@ -282,16 +283,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="where the packages are (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--device", choices=CHOICES, default="auto")
     parser.add_argument("--decoder", action="store_true", help="train the decoder alone")
     given = parser.parse_args()
-    named = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+    device = device_of(given.device)
     out = given.out / "sketch"
     shown = json.loads((out / "scenes.json").read_text())
     rows = [row for row, scene in enumerate(shown) if not unseen(scene["code"])]
     pictures = Pictures(np.load(out / "scenes.npy", mmap_mode="r"), rows, backdrops(given.out, "train"))
     judged = held_out(read(given.out), backdrops(given.out, "heldout"))
-    train(pictures, judged, out, minutes=given.minutes, device=torch.device(named), decoder_only=given.decoder)
+    train(pictures, judged, out, minutes=given.minutes, device=device, decoder_only=given.decoder)
 
 
 if __name__ == "__main__":
