@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from training.sketch.emoji import (
     BACKGROUNDS,
     COLOURS,
+    OFTEN,
     SIDE,
     Emoji,
     Scenes,
@@ -137,6 +138,21 @@ def test_scenes_are_the_same_from_the_same_seed() -> None:
     assert first.captions == second.captions
 
 
+def test_things_stand_at_one_place_on_plain_backgrounds_and_anywhere_in_photographs() -> None:
+    scenes, random = Scenes([emoji()], [(GRASS, "grass")]), np.random.default_rng(0)
+    white = [scenes.place(scenes.emoji[0], random).pixels for _ in range(4)]
+    assert all(np.array_equal(white[0], other) for other in white)
+    outside = {
+        tuple(
+            np.flatnonzero(
+                (scenes.place(scenes.emoji[0], random, background="photograph").pixels != GRASS[0, 0]).any((0, 2))
+            )[[0, -1]]
+        )
+        for _ in range(4)
+    }
+    assert len(outside) > 2
+
+
 def test_pairs_that_are_held_out_are_never_drawn() -> None:
     several = [emoji(f"red thing{number}", code=str(number)) for number in range(8)]
     scenes = Scenes(several)
@@ -166,8 +182,12 @@ def test_what_is_written_belongs_together(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     count = write(drawn(scenes, random, photographs_alone=100), tmp_path, random)
     split = json.loads((tmp_path / "split.json").read_text())
-    assert sorted(split["train"] + split["held_out"]) == list(range(count))
+    assert sorted({*split["train"], *split["held_out"]}) == list(range(count))
     assert split["held_out"]
+    assert not set(split["train"]) & set(split["held_out"])
     assert np.load(tmp_path / "scenes.npy").shape == (count, SIDE, SIDE, 3)
     assert len(json.loads((tmp_path / "captions.json").read_text())) == count
-    assert len(json.loads((tmp_path / "scenes.json").read_text())) == count
+    shown = json.loads((tmp_path / "scenes.json").read_text())
+    assert len(shown) == count
+    plain = [row for row, one in enumerate(shown) if one["code"] and not one["colour"] and one["background"] == "white"]
+    assert [split["train"].count(row) for row in plain] == [OFTEN, OFTEN]

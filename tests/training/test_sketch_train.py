@@ -5,32 +5,41 @@ import pytest
 import torch
 
 from tests.training import sketches
-from training.sketch import network, text, train
+from training.sketch import network, reading, text, train
+from training.sketch.data import Captions, Latents
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def data(tmp_path) -> train.Latents:
-    return train.Latents(sketches.write_latents(tmp_path / "data"))
+def data(tmp_path) -> Latents:
+    return Latents(sketches.write_latents(tmp_path / "data"))
 
 
-def run(data: train.Latents, folder, steps: int, **options) -> network.Sketch:
-    return train.train(
-        data, folder, minutes=10, device=CPU, sizes=sketches.SIZES, batch=16, steps=steps, **{"rate": 5e-3, **options}
-    )
+def run(data: Latents, folder, steps: int, **options) -> network.Sketch:
+    settings = {"rate": 5e-3, "reading_steps": 5, **options}
+    return train.train(data, folder, minutes=10, device=CPU, sizes=sketches.SIZES, batch=16, steps=steps, **settings)
 
 
 def test_it_learns_which_picture_belongs_to_which_caption(data, tmp_path) -> None:
     sketch = run(data, tmp_path / "run", 120)
 
-    captions = train.Captions(data.captions, network.best(tmp_path / "run")[1])
+    captions = Captions(data.captions, network.best(tmp_path / "run")[1])
     numbers = data.held_out
     ids = captions.draw(numbers, np.random.default_rng(0), without=0)
     right = train.held_out(sketch, data[numbers], ids)
     wrong = train.held_out(sketch, data[numbers], ids.roll(1, 0))
     assert right < 0.7  # a network that says nothing has 2
     assert wrong > 1.5 * right
+
+
+def test_text_encoders_learn_what_captions_look_like_first(data, tmp_path) -> None:
+    sizes, tokenizer = network.prepare(tmp_path / "run", data.captions, sketches.SIZES)
+    torch.manual_seed(0)
+    sketch = network.Sketch(sizes, tokenizer)
+    captions, random = Captions(data.captions, tokenizer), np.random.default_rng(0)
+
+    assert reading.teach(sketch, data, captions, random, steps=100) > 0.7  # a tenth has no caption
 
 
 def test_a_run_goes_on_where_it_ended(data, tmp_path, capsys) -> None:
@@ -65,7 +74,7 @@ def test_pictures_are_drawn_with_the_average(data, tmp_path) -> None:
 
 def test_a_tenth_of_the_captions_is_left_out(data, tmp_path) -> None:
     _, tokenizer = network.prepare(tmp_path / "run", data.captions, sketches.SIZES)
-    captions = train.Captions(data.captions, tokenizer)
+    captions = Captions(data.captions, tokenizer)
     numbers = np.zeros(2000, np.int64)
 
     ids = captions.draw(numbers, np.random.default_rng(0))

@@ -31,7 +31,7 @@ RATE = 1e-3
 CELLS = 48  # pixels, or more: of the parts of a picture that have a hole each. Every other picture has one hole
 WARM_UP = 200  # steps
 ENDS_AT = 0.03  # of the rate: what is left of it when the budget ends
-NOISE = 1e-3  # squared error that hardly matters: what is better than 30 dB is good enough
+NOISE = 3e-4  # squared error that hardly matters: what is better than 35 dB is good enough
 HELD_OUT = 192  # pictures to score with
 SAVE_SECONDS, SCORE_SECONDS, TELL_SECONDS = 180, 300, 30
 

@@ -1,7 +1,8 @@
 """Trains limner-sketch: `python -m training.sketch.train [--minutes N] [--out DIR] [--device auto|cpu|cuda]`.
 
-The text encoders and the transformer learn together, by rectified flow (Liu et al., 2022) with timesteps as SD3 draws
-them (Esser et al., 2024), from latents that `training.sketch.latents` cached. Matrices within the blocks are stepped by
+First the text encoders learn alone (`training.sketch.reading`), then they and the transformer together, by rectified
+flow (Liu et al., 2022) with timesteps as SD3 draws them (Esser et al., 2024), though noisier ones more often, from
+latents that `training.sketch.latents` cached. Matrices within the blocks are stepped by
 Muon (Keller Jordan et al., 2024), the rest by Adam. Warm-up comes first, and over the last quarter of the budget the
 rates fall to nothing; a run that begins where another ended goes on with the full rate. Every few minutes the held-out
 loss of the weights' moving average is measured, the best average is kept in `best.pt`, and a grid of pictures is drawn.
@@ -12,61 +13,25 @@ A run stops in order at SIGTERM and SIGINT, and goes on from `checkpoint.pt`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from training.checkpoint import Average, Budget, Checkpoint, write
 from training.device import CHOICES, device_of
-from training.sketch import sample, text, transformer
+from training.sketch import reading, sample, text, transformer
+from training.sketch.data import Captions, Latents
 from training.sketch.network import Sizes, Sketch, best_file, prepare
 from training.sources import OUT
 
-NO_CAPTION = 0.1  # part of the pictures that are learned without one, for guidance (Ho and Salimans, 2022)
 WARM_UP = 100  # steps
 FALL = 0.25  # part of the budget over which the rates fall
-
-
-class Latents:
-    """Cached latents and what they can be called. Reads `latents.npy` (n, 16, 16, 16) float16, normalised,
-    `captions.json` (n lists of captions) and `split.json` (numbers of `train` and `held_out`)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._latents: NDArray[np.float16] = np.load(folder / "latents.npy", mmap_mode="r")
-        self.captions: list[list[str]] = json.loads((folder / "captions.json").read_text())
-        split = json.loads((folder / "split.json").read_text())
-        self.train, self.held_out = (np.array(split[name], np.int64) for name in ("train", "held_out"))
-
-    def __getitem__(self, numbers: NDArray[np.int64]) -> Tensor:
-        """Return latents (n, 16, 16, 16) float32."""
-        return torch.from_numpy(self._latents[numbers].astype(np.float32))
-
-
-class Captions:
-    """The tokens of all captions, each read once."""
-
-    def __init__(self, captions: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerFast) -> None:
-        distinct = {
-            caption: number for number, caption in enumerate(dict.fromkeys(c for each in captions for c in each))
-        }
-        self._ids = text.tokens(tokenizer, list(distinct)).to(torch.int32)
-        self._of_picture = [[distinct[caption] for caption in each] for each in captions]
-        self._none = text.tokens(tokenizer, [""]).to(torch.int32)[0]
-
-    def draw(self, numbers: NDArray[np.int64], random: np.random.Generator, without: float = NO_CAPTION) -> Tensor:
-        """Return the tokens of one caption of each picture, (n, POSITIONS) int64; of none, as often as `without`."""
-        chosen = []
-        for number in numbers:
-            own = self._of_picture[number]
-            chosen.append(self._none if random.random() < without else self._ids[own[int(random.integers(len(own)))]])
-        return torch.stack(chosen).long()
+NOISY, SPREAD = 0.8, 1.1  # mean and deviation of the times' logits: what a thing is, is decided where noise is strong
 
 
 def loss(
@@ -142,12 +107,15 @@ def train(
     seed: int = 0,
     compiled: bool = False,
     draw: Callable[[Sketch, PreTrainedTokenizerFast, Path], None] | None = None,
-    often: float = 300,
+    often: float = 600,
     steps: float = math.inf,
+    reading_steps: int = reading.STEPS,
 ) -> Sketch:
-    """Train for `minutes`, from `folder/checkpoint.pt` if it is there, and return the moving average. It ends after
-    `steps`, if these are done before. Every `often` seconds `draw` is given the average, with the tokenizer and a file
-    to write pictures to."""
+    """Train for `minutes`, from `folder/checkpoint.pt` if it is there, and return the moving average.
+
+    A run that begins first teaches the text encoders, for `reading_steps`. It ends after `steps`, if these are done
+    before. Every `often` seconds `draw` is given the average, with the tokenizer and a file to write pictures to.
+    """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     sizes, tokenizer = prepare(folder, data.captions, sizes)
@@ -158,7 +126,8 @@ def train(
     assert isinstance(averaged, Sketch)
     steppers = optimisers(sketch, matrix_rate, rate)
     checkpoint = Checkpoint(folder / "checkpoint.pt", {"network": sketch, "average": average, **steppers}, random)
-    if checkpoint.resume():
+    resumed = checkpoint.resume()
+    if resumed:
         print(f"goes on at step {checkpoint.step} after {checkpoint.seconds / 60:.1f} minutes")
     velocity = torch.compile(transformer.velocity) if compiled else transformer.velocity
     judged = data.held_out[:256]
@@ -180,6 +149,9 @@ def train(
         checkpoint.save(budget.seconds())
 
     with Budget(minutes) as budget:
+        if not resumed:
+            explained = reading.teach(sketch, data, captions, random, reading_steps)
+            print(f"captions alone explain {explained:.1%} of the latents", flush=True)
         began = budget.spent()
         while budget.left() and checkpoint.step - first < steps:
             spent = max(budget.spent(), (checkpoint.step - first) / steps)
@@ -193,7 +165,7 @@ def train(
                 latents,
                 captions.draw(numbers, random).to(device),
                 torch.randn(latents.shape).to(device),
-                torch.randn(batch).sigmoid().to(device),
+                (NOISY + SPREAD * torch.randn(batch)).sigmoid().to(device),
                 round(math.exp(random.uniform(0, math.log(text.LONGEST + 1))) - 1),
                 velocity,
             )
