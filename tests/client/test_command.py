@@ -650,6 +650,16 @@ def test_a_package_that_a_service_lacks_is_told_with_its_extra(tmp_path):
     )
 
 
+def test_a_reader_that_has_gone_is_no_news():
+    picture = Path(__file__).parents[2] / "assets/ladybird.jpg"
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-c", "from limner.client.command import main; main()", "info", picture]
+    ended = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
 def test_unknown_services_are_refused():
     with pytest.raises(ValueError, match="no service 'painter'; there are: router"):
         LocalServers(services=("painter",))
